@@ -1,0 +1,52 @@
+# Each target works as the first command in a fresh checkout, as root or with sudo.
+# What is missing is installed first, once: see .ci/setup, which says what it does.
+
+SHELL := /bin/bash
+PYTEST_ARGS ?=
+DEMO_DIR ?= $(HOME)/stashcordfs-demo
+BIN := .venv/bin
+COMMANDS := demo test lint format bench demo-stop clean help
+
+.PHONY: $(COMMANDS)
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo    try StashcordFS: a mounted directory, no account needed (DEMO_DIR=$(DEMO_DIR))'
+	@echo 'make demo-stop  end the demo: unmount, stop its server'
+	@echo 'make test    run the tests (PYTEST_ARGS="-k name" for some of them)'
+	@echo 'make lint    ruff, mypy, import contracts'
+	@echo 'make format  let ruff format the code'
+	@echo 'make bench   compare the mount with ext4 and with a do-nothing FUSE file system'
+	@echo 'make clean   remove the virtual environment and what tools have left'
+
+.venv/.stamp-sandbox: pyproject.toml .ci/setup
+	@.ci/setup sandbox
+
+.venv/.stamp-dev: pyproject.toml .ci/setup
+	@.ci/setup dev
+
+demo: .venv/.stamp-sandbox
+	@mkdir -p '$(DEMO_DIR)'
+	@$(BIN)/stashcordfs demo '$(DEMO_DIR)'
+
+demo-stop: .venv/.stamp-sandbox
+	@$(BIN)/stashcordfs demo --stop '$(DEMO_DIR)'
+
+test: .venv/.stamp-dev
+	PYTHONPATH=tests/plugins $(BIN)/python -m pytest -p require_fuse --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: .venv/.stamp-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.stamp-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: .venv/.stamp-dev
+	$(BIN)/python tests/bench/run.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov

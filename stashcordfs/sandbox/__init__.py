@@ -1,0 +1,1 @@
+"""A Discord-compatible server for trying and testing; imports nothing of the rest."""

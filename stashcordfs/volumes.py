@@ -1,0 +1,1 @@
+"""Where a volume's local state lies."""
