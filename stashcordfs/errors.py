@@ -82,7 +82,7 @@ class DiscordError(StashcordError):
 
 
 class DiscordUnavailable(DiscordError):
-    """Nothing was carried out, and trying later can help. `retry_after_s` when the server said so."""
+    """Nothing was carried out, and trying later can help. `retry_after_s` if told."""
 
     temporary = True
 
