@@ -1,0 +1,13 @@
+"""The local block cache: bytes on local disk, bounded. It knows no journal and no network.
+
+`files` keeps one sparse file per inode at the file's own offsets; `marks` says, in a mapped file
+that outlives a killed process, which pages were written since their block was last uploaded.
+What a block *is* (absent, clean, dirty, being sealed) is decided by `vfs.blocks` alone.
+"""
+
+from __future__ import annotations
+
+from stashcordfs.cache.files import LocalFiles
+from stashcordfs.cache.marks import Mark, Marks
+
+__all__ = ["LocalFiles", "Mark", "Marks"]

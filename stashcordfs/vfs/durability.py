@@ -1,0 +1,120 @@
+"""Durability on this machine: group commits, fsync, and the five-second sync.
+
+Order of an fsync, which is the whole point of this module (each step needs the one before):
+
+1. the file's bytes: `fdatasync` of its local file (a new file's folder too), in a thread;
+2. which of them count: the page bitmaps and the size, as rows of the journal;
+3. the journal: commit of the group, `fdatasync` of the WAL, one for all who wait.
+
+A timer does the same for everything at least every `sync_every_s`; another commits the group
+every `commit_every_s`, which bounds what a killed process can lose.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stashcordfs.journal import Journal
+    from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.live import Live
+
+log = logging.getLogger(__name__)
+
+
+class Durability:
+    """Makes writes and names durable here. The two `run_…` loops are supervised by the daemon."""
+
+    def __init__(
+        self,
+        *,
+        blocks: Blocks,
+        journal: Journal,
+        commit_every_s: float = 0.05,
+        sync_every_s: float = 5.0,
+    ) -> None:
+        """Take the collaborators. Times in seconds."""
+        self._blocks = blocks
+        self._journal = journal
+        self._commit_every_s = commit_every_s
+        self._sync_every_s = sync_every_s
+        self._resized: set[Live] = set()
+
+    def resized(self, live: Live) -> None:
+        """A write changed the size: the next commit carries it to the journal."""
+        self._resized.add(live)
+
+    async def carry_sizes(self) -> None:
+        """Write the sizes that changed in memory to the journal's open group."""
+        resized, self._resized = self._resized, set()
+        for live in resized:
+            if live.size_changed and not live.gone:
+                live.size_changed = False
+                await self._journal.set_attributes(live.ino, size=live.size)
+            self._blocks.leave(live)
+
+    async def commit(self) -> None:
+        """Commit the group: safe against a killed process."""
+        await self.carry_sizes()
+        self._journal.commit()
+
+    async def sync(self, lives: Sequence[Live] | None = None) -> None:
+        """Return when these inodes' bytes (all, if None) and every name are on this disk.
+
+        Raises LocalDiskError; the blocks concerned stay unsynced and a later call tries again
+        with whatever was written since, but never turns that failure into a success.
+        """
+        blocks = self._blocks
+        wanted = [v for v in (blocks.unsynced if lives is None else lives) if v in blocks.unsynced]
+        copies = [
+            (
+                live,
+                [(i, d.version, d.pages, d) for i, d in live.dirty.items() if d.synced < d.version],
+            )
+            for live in wanted
+        ]
+        for live in wanted:
+            blocks.unsynced.discard(live)
+        keys = [live.key for live, rows in copies if rows and blocks.files.exists(live.key)]
+        try:
+            if keys:
+                await trio.to_thread.run_sync(blocks.files.sync, keys)
+        except BaseException:
+            blocks.unsynced.update(live for live in wanted if not live.gone)
+            raise
+        await self.carry_sizes()
+        for live, rows in copies:
+            alive = [row for row in rows if live.dirty.get(row[0]) is row[3] and not live.gone]
+            if not alive:
+                continue
+            await self._journal.put_dirty(
+                live.ino, [(index, version, pages) for index, version, pages, _ in alive]
+            )
+            for _, version, _, dirty in alive:
+                dirty.synced = version
+        reap = blocks.take_reap()
+        try:
+            await self._journal.wal_sync()
+        except BaseException:
+            blocks.reap.files.extend(reap.files)
+            blocks.reap.slots.extend(reap.slots)
+            raise
+        blocks.reap_now(reap)
+
+    async def run_commits(self) -> None:
+        """Commit the group every `commit_every_s`."""
+        while True:
+            await trio.sleep(self._commit_every_s)
+            await self.commit()
+
+    async def run_syncs(self) -> None:
+        """Sync everything every `sync_every_s`, and let SQLite copy the WAL back when it is long."""
+        while True:
+            await trio.sleep(self._sync_every_s)
+            await self.sync()
+            await self._journal.checkpoint()

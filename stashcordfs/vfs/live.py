@@ -1,0 +1,74 @@
+"""Live inodes: what the file system holds in memory about a file that is open or has dirty blocks.
+
+A live inode's `size` may run ahead of the journal's by one group commit (50 ms): a write changes
+it here, `Durability` carries it over. Everything else about an inode is the journal's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stashcordfs.types import Ino
+
+
+@dataclass(slots=True, eq=False)
+class Dirty:
+    """A block with bytes that its chunk does not have. Identity counts: a truncation replaces it.
+
+    `pages` is a bitmap of what was written; `whole` says that every byte of the block is in the
+    local file, else the rest comes from the base chunk, of which `base_valid` bytes count.
+    `synced` is the version that the journal's dirty row has, `uploaded` the one on Discord. Times are the injected clock's.
+    """
+
+    slot: int
+    version: int
+    pages: int
+    whole: bool
+    base_valid: int
+    since_s: float
+    changed_s: float
+    charge: int = 0
+    synced: int = 0
+    uploaded: int = 0
+    sealing: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """An inode in memory. Kept while it has handles, dirty blocks, or unwritten attributes."""
+
+    ino: Ino
+    size: int
+    generation: int
+    handles: int = 0
+    writers: int = 0
+    nameless: bool = False
+    forgotten: bool = False
+    gone: bool = False
+    size_changed: bool = False
+    error: int = 0
+    dirty: dict[int, Dirty] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[Ino, int]:
+        """The local file's key."""
+        return (self.ino, self.generation)
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """An open file or folder: what its file handle number leads to."""
+
+    fh: int
+    live: Live
+    flags: int
+    next_offset: int = 0
+    window_bytes: int = 0
+    ahead_to: int = 0
+
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened for writing (O_WRONLY or O_RDWR)."""
+        return bool(self.flags & 3)

@@ -1,0 +1,430 @@
+"""Uploading: dirty blocks become chunks, packs, messages, and then the chunk list's truth.
+
+A round fills one message. The order of events is what keeps every byte:
+
+1. copy the oldest due blocks, name them (chunk id), refer to known chunks, seal the others;
+2. the intent (packs, nonce, newest message known) is durable in the journal;
+3. the message is posted; its answer counts only if every name and size matches;
+4. chunk lists, in transactions of at most 128 chunks, and the closing of the intent are durable;
+5. only then do the blocks become clean.
+
+Any failure leaves the blocks dirty, the delay doubles to five minutes, and `status` shows why. An
+outcome that is not known is settled by listing, at once and at the next start; until then the
+blocks of that intent stay dirty and are not sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from stashcordfs.errors import (
+    DiscordError,
+    FsError,
+    LocalDiskError,
+    OutcomeUnknown,
+    StashcordError,
+    TooLarge,
+)
+from stashcordfs.store.pack import FileNote, Reference
+from stashcordfs.store.packer import RequestBuilder
+from stashcordfs.vfs.blocks import Uploaded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.journal import Journal
+    from stashcordfs.store.api import ObjectStore
+    from stashcordfs.store.pack import FinishedPack
+    from stashcordfs.types import ChunkId, Location, ObjectId
+    from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.live import Dirty, Live
+
+log = logging.getLogger(__name__)
+
+_INLINE_BYTES = 64 << 10
+_CHUNKS_A_TRANSACTION = 128
+_FIRST_DELAY_S = 1.0
+_LONGEST_DELAY_S = 300.0
+_MISFITS = 16  # blocks that did not fit before a message counts as full
+_SETTLE_FOR_S = 900.0  # listings may lag behind a create (FACTS.md section 9, row 19)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSettings:
+    """When a block is due. Times in seconds."""
+
+    delay_s: float = 5.0
+    delay_max_s: float = 300.0
+    concurrency: int = 2
+    dedup: bool = True
+    compress: bool = True
+
+
+@dataclass(slots=True)
+class UploadState:
+    """What `status` tells of the uploader."""
+
+    pending_packs: int = 0
+    uploaded_bytes: int = 0
+    failures: int = 0
+    last_error: str = ""
+    paused_until_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """One message on its way, and the blocks that it or known chunks answer."""
+
+    items: list[tuple[Uploaded, ChunkId]] = field(default_factory=list)
+    packs: list[FinishedPack] = field(default_factory=list)
+
+    def release(self) -> None:
+        """The blocks may be picked again, if they are still dirty."""
+        for item, _ in self.items:
+            item.dirty.sealing = False
+
+
+class Uploader:
+    """The background task that sends what is due. `run` is supervised by the daemon."""
+
+    def __init__(
+        self,
+        *,
+        blocks: Blocks,
+        journal: Journal,
+        store: ObjectStore,
+        keys: VolumeKeys,
+        settings: UploadSettings,
+        clock: Callable[[], float],
+        report: Callable[[str], None],
+    ) -> None:
+        """Take the collaborators."""
+        self.state = UploadState()
+        self.settings = settings
+        self._blocks = blocks
+        self._journal = journal
+        self._store = store
+        self._keys = keys
+        self._clock = clock
+        self._report = report
+        self._wake = trio.Event()
+        self._flushes = 0  # how many wait for everything: no age counts then
+        self._sending = trio.Semaphore(settings.concurrency)
+        self._changed = trio.Event()
+        self._backoff_s = 0.0
+
+    # ------------------------------------------------------------------ asking
+
+    def wake(self) -> None:
+        """Look again at what is due."""
+        self._wake.set()
+
+    def retry_now(self) -> None:
+        """Forget the delay after failures: the cause may be gone (a new token, the network)."""
+        self.state.paused_until_s = 0.0
+        self._backoff_s = 0.0
+        self.wake()
+
+    async def flush(self, only: Callable[[Live], bool] | None = None) -> None:
+        """Return when every block that is dirty now is on Discord, in this version or a newer one.
+
+        With `only`, the blocks of matching inodes are waited for (others may go along).
+        """
+        waiting = {
+            (live.ino, index): live.dirty[index].version
+            for live, index in self._blocks.queue.values()
+            if only is None or only(live)
+        }
+        self._flushes += 1
+        try:
+            self.retry_now()
+            while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
+                await self._changed.wait()
+        finally:
+            self._flushes -= 1
+
+    def _still_waits(self, key: tuple[int, int], version: int) -> bool:
+        live = self._blocks.live.get(key[0])  # type: ignore[call-overload]
+        dirty = live.dirty.get(key[1]) if live else None
+        return dirty is not None and dirty.uploaded < version
+
+    async def next_change(self) -> None:
+        """Wait until a round has ended, well or not."""
+        await self._changed.wait()
+
+    # ------------------------------------------------------------------ the loop
+
+    async def run(self) -> None:
+        """Send what is due, for ever. Settles first what an earlier run left open."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settle_left)
+            while True:
+                await self._until_due()
+                await self._sending.acquire()
+                handed_over = False
+                try:
+                    parcel = await self._build()
+                    if parcel.items:
+                        nursery.start_soon(self._deliver, parcel)
+                        handed_over = True
+                finally:
+                    if not handed_over:
+                        self._sending.release()
+
+    async def _until_due(self) -> None:
+        while True:
+            self._wake = trio.Event()
+            wait_s = self._due_in()
+            if wait_s <= 0:
+                return
+            with trio.move_on_after(wait_s):
+                await self._wake.wait()
+
+    def _due_in(self) -> float:
+        """Seconds until a round should start; 0 or less: now."""
+        now = self._clock()
+        if self.state.paused_until_s > now:
+            return self.state.paused_until_s - now
+        waiting = 0
+        soonest = 1.0  # looked at once a second: a block's due time moves while it is written
+        for live, index in self._blocks.queue.values():
+            dirty = live.dirty[index]
+            if dirty.sealing:
+                continue
+            waiting += dirty.charge
+            if self._forced or waiting >= self._store.limits.max_request_bytes:
+                return 0.0
+            soonest = min(soonest, self._due_at(dirty) - now)
+            if soonest <= 0:
+                return 0.0
+        return soonest
+
+    @property
+    def _forced(self) -> bool:
+        return bool(self._flushes) or self._blocks.pressure.is_set()
+
+    def _due_at(self, dirty: Dirty) -> float:
+        quiet = dirty.changed_s + self.settings.delay_s
+        return min(quiet, dirty.since_s + self.settings.delay_max_s)
+
+    def _pick(self) -> list[tuple[Live, int]]:
+        """The oldest due blocks, a little more than a message holds, in inode order."""
+        now = self._clock()
+        idle = [
+            (live, index)
+            for live, index in self._blocks.queue.values()
+            if not live.dirty[index].sealing
+        ]
+        want = self._store.limits.max_request_bytes * 5 // 4
+        everything = self._forced or sum(v.dirty[i].charge for v, i in idle) >= want * 4 // 5
+        picked: list[tuple[Live, int]] = []
+        for live, index in idle:
+            dirty = live.dirty[index]
+            if everything or self._due_at(dirty) <= now:
+                picked.append((live, index))
+                want -= max(dirty.charge, 1)
+                if want <= 0:
+                    break
+        picked.sort(key=lambda item: (item[0].ino, item[1]))
+        return picked
+
+    # ------------------------------------------------------------------ building
+
+    async def _build(self) -> _Parcel:
+        parcel = _Parcel()
+        builder = RequestBuilder(self._keys, self._store.limits, compress=self.settings.compress)
+        seen: set[ChunkId] = set()
+        misfits = 0
+        for live, index in self._pick():
+            copied = await self._copy(live, index)
+            if copied is None:
+                continue
+            item, data = copied
+            chunk_id = await self._name(data)
+            if chunk_id not in seen and not await self._is_known(chunk_id):
+                if not await builder.add((live.ino, index), data, chunk_id):
+                    item.dirty.sealing = False
+                    misfits += 1
+                    if builder.full or misfits >= _MISFITS:
+                        break
+                    continue
+                seen.add(chunk_id)
+            parcel.items.append((item, chunk_id))
+        try:
+            if seen:
+                parcel.packs = await builder.finish(*await self._table(parcel))
+        except BaseException:
+            parcel.release()
+            raise
+        self.state.pending_packs += len(parcel.packs)
+        return parcel
+
+    async def _copy(self, live: Live, index: int) -> tuple[Uploaded, bytes] | None:
+        """Copy a block, its base merged. None: it is gone, or can't be had now."""
+        dirty = live.dirty.get(index)
+        if dirty is None or dirty.sealing:
+            return None
+        try:
+            if not dirty.whole:
+                await self._blocks.fill(live, index)
+                if live.dirty.get(index) is not dirty or not dirty.whole:
+                    return None
+            data = self._blocks.snapshot(live, index)
+        except (FsError, LocalDiskError) as error:
+            self._failed(f"inode {live.ino} block {index} cannot be sent: {error}", pause=False)
+            dirty.since_s = dirty.changed_s = self._clock()  # not now; the others go on
+            return None
+        dirty.sealing = True
+        return Uploaded(live, index, dirty, dirty.version, len(data)), data
+
+    async def _name(self, data: bytes) -> ChunkId:
+        if len(data) <= _INLINE_BYTES:
+            return self._keys.chunk_id(data)
+        return await trio.to_thread.run_sync(self._keys.chunk_id, data)
+
+    async def _is_known(self, chunk_id: ChunkId) -> bool:
+        return self.settings.dedup and await self._journal.find_chunk(chunk_id) is not None
+
+    async def _table(self, parcel: _Parcel) -> tuple[list[Reference], list[FileNote]]:
+        """What the packs' tables tell, so that packs and key alone can rebuild the volume."""
+        refs = [
+            Reference(u.live.ino, u.index, u.version, chunk_id, u.valid)
+            for u, chunk_id in parcel.items
+        ]
+        files = []
+        for ino in sorted({u.live.ino for u, _ in parcel.items}):
+            for parent, name in await self._journal.names_of(ino):
+                attributes = await self._journal.getattr(ino)
+                files.append(FileNote(ino, parent, name, attributes.size, attributes.mode))
+        return refs, files
+
+    # ------------------------------------------------------------------ delivering
+
+    async def _deliver(self, parcel: _Parcel) -> None:
+        try:
+            intent, locations = await self._post(parcel) if parcel.packs else (0, {})
+            await self._commit(parcel.items, intent, locations)
+            self.state.uploaded_bytes += sum(u.valid for u, _ in parcel.items)
+            self._backoff_s = 0.0
+            if not self._blocks.queue:
+                self._blocks.pressure = trio.Event()
+        except TooLarge as error:
+            log.warning("the attachment limit was lowered; packing anew: %s", error)
+        except StashcordError as error:
+            self._failed(str(error), pause=True)
+        finally:
+            parcel.release()
+            self.state.pending_packs -= len(parcel.packs)
+            self._sending.release()
+            self._notify()
+
+    async def _post(self, parcel: _Parcel) -> tuple[int, Mapping[ObjectId, Location]]:
+        nonce = secrets.token_hex(12)
+        after = await self._store.newest_id()
+        intent = await self._journal.add_intent(
+            nonce=nonce,
+            channel=0,
+            after_message=after,
+            packs=[
+                (p.object_id, p.epoch, p.size, p.filename, list(p.chunks)) for p in parcel.packs
+            ],
+            blocks=[(u.live.ino, u.index, u.version, c, u.valid) for u, c in parcel.items],
+        )
+        await self._journal.wal_sync()  # durable before a byte leaves
+        try:
+            locations = await self._store.put(parcel.packs, nonce=nonce)
+        except OutcomeUnknown:
+            names = {p.object_id: p.filename for p in parcel.packs}
+            found = await self._settle(after, names)
+            if found is None:
+                await self._journal.abandon_intent(intent)
+                raise
+            return intent, found
+        except BaseException:
+            # Refused or cut short. A cancelled post may have happened: the intent stays
+            # unsettled and the next start looks for it.
+            if not trio.current_effective_deadline() == -float("inf"):
+                await self._journal.abandon_intent(intent)
+            raise
+        return intent, {
+            pack.object_id: location for pack, location in zip(parcel.packs, locations, strict=True)
+        }
+
+    async def _commit(
+        self,
+        items: Sequence[tuple[Uploaded, ChunkId]],
+        intent: int,
+        locations: Mapping[ObjectId, Location],
+    ) -> None:
+        if intent:
+            await self._journal.confirm_intent_packs(intent, locations)
+        for at in range(0, len(items), _CHUNKS_A_TRANSACTION):
+            part = [
+                (u, c)
+                for u, c in items[at : at + _CHUNKS_A_TRANSACTION]
+                if not u.live.gone and u.live.dirty.get(u.index) is u.dirty
+            ]
+            await self._journal.commit_chunks([(u.live.ino, u.index, c, u.valid) for u, c in part])
+            for u, _ in part:
+                await self._journal.drop_dirty(u.live.ino, [(u.index, u.version)])
+            await trio.lowlevel.checkpoint()
+        if intent:
+            await self._journal.close_intent(intent)
+        await self._journal.wal_sync()
+        await self._blocks.uploaded([u for u, _ in items])
+
+    # ------------------------------------------------------------------ unclear outcomes
+
+    async def _settle(
+        self, after: int, names: Mapping[ObjectId, str]
+    ) -> Mapping[ObjectId, Location] | None:
+        """Look for packs whose post may have happened. None: not there within the time."""
+        give_up_s = self._clock() + _SETTLE_FOR_S
+        delay_s = 1.0
+        while True:
+            try:
+                found = await self._store.find(after, set(names.values()))
+                if len(found) == len(names):
+                    return {oid: found[name] for oid, name in names.items()}
+            except DiscordError as error:
+                self._failed(f"looking for what may have arrived: {error}", pause=False)
+                give_up_s = max(give_up_s, self._clock() + delay_s * 2)  # unanswered is not absent
+            if self._clock() >= give_up_s:
+                return None
+            await trio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 60.0)
+
+    async def _settle_left(self) -> None:
+        """Settle the intents of an earlier run: adopt what is there, forget what is not."""
+        for intent in await self._journal.open_intents():
+            found = await self._settle(intent.after_message, intent.packs)
+            if found is None:
+                await self._journal.abandon_intent(intent.id)
+                continue
+            await self._journal.confirm_intent_packs(intent.id, found)
+            # The chunks are known now: the blocks, still dirty, will be answered by them.
+            await self._journal.close_intent(intent.id)
+            await self._journal.wal_sync()
+            log.info("adopted %d packs that an earlier run had sent", len(found))
+
+    # ------------------------------------------------------------------ failing
+
+    def _failed(self, why: str, *, pause: bool) -> None:
+        self.state.failures += 1
+        self.state.last_error = why
+        self._report(why)
+        if pause:
+            self._backoff_s = min(max(_FIRST_DELAY_S, self._backoff_s * 2), _LONGEST_DELAY_S)
+            self.state.paused_until_s = self._clock() + self._backoff_s
+            log.warning("upload failed, next try in %.0f s: %s", self._backoff_s, why)
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+        self.wake()
