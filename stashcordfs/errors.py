@@ -2,7 +2,7 @@
 
     StashcordError            carries `exit_code`; its text is one line that says what to do
     ├── UsageError            wrong use or a bad setting (exit 2)
-    ├── FsError               a POSIX outcome: carries `errno`; raised by journal and vfs, answered by fuse
+    ├── FsError               a POSIX outcome: carries `errno`; raised by journal and vfs
     ├── JournalError          the database is damaged, newer than this program, or in use
     ├── LocalDiskError        the local disk refused (full, failing); carries `errno`
     ├── CryptoError           wrong passphrase, tampered or unreadable sealed data
