@@ -113,7 +113,7 @@ class Durability:
             await self.commit()
 
     async def run_syncs(self) -> None:
-        """Sync everything every `sync_every_s`, and let SQLite copy the WAL back when it is long."""
+        """Sync everything every `sync_every_s`, then let SQLite copy the WAL back."""
         while True:
             await trio.sleep(self._sync_every_s)
             await self.sync()

@@ -19,7 +19,8 @@ class Dirty:
 
     `pages` is a bitmap of what was written; `whole` says that every byte of the block is in the
     local file, else the rest comes from the base chunk, of which `base_valid` bytes count.
-    `synced` is the version that the journal's dirty row has, `uploaded` the one on Discord. Times are the injected clock's.
+    `synced` is the version that the journal's dirty row has, `uploaded` the one on
+    Discord. Times are the injected clock's.
     """
 
     slot: int
@@ -67,6 +68,7 @@ class Handle:
     next_offset: int = 0
     window_bytes: int = 0
     ahead_to: int = 0
+    atime_done: bool = False
 
     @property
     def writable(self) -> bool:

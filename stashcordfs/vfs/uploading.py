@@ -118,6 +118,7 @@ class Uploader:
         self._sending = trio.Semaphore(settings.concurrency)
         self._changed = trio.Event()
         self._backoff_s = 0.0
+        self._in_flight: set[ChunkId] = set()
 
     # ------------------------------------------------------------------ asking
 
@@ -247,6 +248,9 @@ class Uploader:
                 continue
             item, data = copied
             chunk_id = await self._name(data)
+            if chunk_id in self._in_flight:  # another message brings it: wait for that one
+                item.dirty.sealing = False
+                continue
             if chunk_id not in seen and not await self._is_known(chunk_id):
                 if not await builder.add((live.ino, index), data, chunk_id):
                     item.dirty.sealing = False
@@ -263,6 +267,7 @@ class Uploader:
             parcel.release()
             raise
         self.state.pending_packs += len(parcel.packs)
+        self._in_flight |= seen
         return parcel
 
     async def _copy(self, live: Live, index: int) -> tuple[Uploaded, bytes] | None:
@@ -320,6 +325,7 @@ class Uploader:
             self._failed(str(error), pause=True)
         finally:
             parcel.release()
+            self._in_flight.difference_update(chunk_id for _, chunk_id in parcel.items)
             self.state.pending_packs -= len(parcel.packs)
             self._sending.release()
             self._notify()
@@ -346,11 +352,10 @@ class Uploader:
                 await self._journal.abandon_intent(intent)
                 raise
             return intent, found
-        except BaseException:
-            # Refused or cut short. A cancelled post may have happened: the intent stays
-            # unsettled and the next start looks for it.
-            if not trio.current_effective_deadline() == -float("inf"):
-                await self._journal.abandon_intent(intent)
+        except StashcordError:
+            # Nothing happened, for certain. A post that is cancelled in its middle may have
+            # happened: its intent stays open, and the next start looks for it.
+            await self._journal.abandon_intent(intent)
             raise
         return intent, {
             pack.object_id: location for pack, location in zip(parcel.packs, locations, strict=True)

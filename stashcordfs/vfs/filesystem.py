@@ -1,0 +1,410 @@
+"""The file system as a facade: what `fuse` serves and what tests drive without a kernel.
+
+Names, attributes and folders are the journal's; bytes are the blocks'. lookup, getattr, readdir
+and open never wait for the network: the kernel holds a folder's lock meanwhile. Only `read` and
+`write` may wait. Permissions are the kernel's to check (`default_permissions`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from stashcordfs.errors import FsError
+from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
+from stashcordfs.vfs.live import Handle, Live
+
+if TYPE_CHECKING:
+    import trio
+
+    from stashcordfs.journal import Journal
+    from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.reading import Reader
+    from stashcordfs.vfs.uploading import Uploader
+
+_FIRST_COOKIES = 16  # below: "." and ".."; the journal's own ids start here
+_PURGE_INLINE_BLOCKS = 256
+_DAY_NS = 86_400 * 10**9
+_UNLIMITED_BYTES = 1 << 50
+
+
+@dataclass(frozen=True, slots=True)
+class StatFs:
+    """What statfs tells. Bytes are in blocks of `block_bytes`."""
+
+    block_bytes: int
+    blocks: int
+    free: int
+    available: int
+    files: int
+    files_free: int
+    name_max: int
+
+
+class FileSystem:
+    """One mounted volume. Errors that a program should see are FsError."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        blocks: Blocks,
+        reader: Reader,
+        uploader: Uploader,
+        durability: Durability,
+        nursery: trio.Nursery,
+        now_ns: Callable[[], int],
+        max_file_bytes: int,
+        noatime: bool = False,
+    ) -> None:
+        """Take the parts; they share one event loop."""
+        self._journal = journal
+        self._blocks = blocks
+        self._reader = reader
+        self._uploader = uploader
+        self._durability = durability
+        self._nursery = nursery
+        self._now_ns = now_ns
+        self._max_file_bytes = max_file_bytes
+        self._noatime = noatime
+        self._handles: dict[int, Handle] = {}
+        self._folders: dict[int, Ino] = {}
+        self._next_fh = 1
+
+    # ------------------------------------------------------------------ names
+
+    async def lookup(self, parent: Ino, name: bytes) -> Attributes | None:
+        """The entry's attributes, or None. ENAMETOOLONG over 255 bytes."""
+        if len(name) > 255:  # the kernel lets longer names through (PYFUSE3.md)
+            raise FsError(errno.ENAMETOOLONG)
+        found = await self._journal.lookup(parent, name)
+        return None if found is None else await self._complete(found)
+
+    async def mknod(
+        self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int
+    ) -> Attributes:
+        """Make a file, FIFO, socket or device node."""
+        return await self._journal.create(
+            parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=self._now_ns()
+        )
+
+    async def mkdir(self, parent: Ino, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
+        """Make a folder."""
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
+        return await self.mknod(parent, name, mode, 0, uid, gid)
+
+    async def symlink(
+        self, parent: Ino, name: bytes, target: bytes, uid: int, gid: int
+    ) -> Attributes:
+        """Make a symbolic link."""
+        if len(target) > 4095:  # PATH_MAX less the NUL
+            raise FsError(errno.ENAMETOOLONG)
+        return await self._journal.create(
+            parent,
+            name,
+            mode=stat.S_IFLNK | 0o777,
+            uid=uid,
+            gid=gid,
+            now_ns=self._now_ns(),
+            target=target,
+        )
+
+    async def readlink(self, ino: Ino) -> bytes:
+        """A symbolic link's target."""
+        return await self._journal.readlink(ino)
+
+    async def link(self, ino: Ino, parent: Ino, name: bytes) -> Attributes:
+        """Give a file one more name."""
+        return await self._complete(
+            await self._journal.link(ino, parent, name, now_ns=self._now_ns())
+        )
+
+    async def unlink(self, parent: Ino, name: bytes) -> None:
+        """Remove a name; the file goes with its last name and its last handle."""
+        await self._after_removal(await self._journal.unlink(parent, name, now_ns=self._now_ns()))
+
+    async def rmdir(self, parent: Ino, name: bytes) -> None:
+        """Remove an empty folder."""
+        await self._after_removal(await self._journal.rmdir(parent, name, now_ns=self._now_ns()))
+
+    async def rename(
+        self,
+        old_parent: Ino,
+        old_name: bytes,
+        new_parent: Ino,
+        new_name: bytes,
+        *,
+        noreplace: bool,
+        exchange: bool,
+    ) -> None:
+        """Rename, in one transaction whatever it replaces."""
+        replaced = await self._journal.rename(
+            old_parent,
+            old_name,
+            new_parent,
+            new_name,
+            noreplace=noreplace,
+            exchange=exchange,
+            now_ns=self._now_ns(),
+        )
+        if replaced is not None:
+            await self._after_removal(replaced)
+
+    async def _after_removal(self, attributes: Attributes) -> None:
+        folder = stat.S_ISDIR(attributes.mode)
+        if attributes.nlink and not folder:
+            return
+        live = self._blocks.live.get(attributes.ino)
+        if live is not None and live.handles:
+            live.nameless = True
+        else:
+            await self._purge(attributes.ino, attributes.size)
+
+    async def _purge(self, ino: Ino, size: int) -> None:
+        if size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes:
+            self._nursery.start_soon(self._blocks.purge, ino)  # in batches, off this request
+        else:
+            await self._blocks.purge(ino)
+
+    # ------------------------------------------------------------------ attributes
+
+    async def getattr(self, ino: Ino) -> Attributes:
+        """Attributes as a program should see them: with writes that the journal will learn of."""
+        return await self._complete(await self._journal.getattr(ino))
+
+    async def _complete(self, found: Attributes) -> Attributes:
+        """Add what only the vfs knows: the size in memory, and the blocks in use."""
+        if not stat.S_ISREG(found.mode):
+            return found
+        live = self._blocks.live.get(found.ino)
+        size = found.size if live is None else live.size
+        if not size:
+            return found if found.size == size else replace(found, size=size, blocks=0)
+        used = await self._journal.blocks_bytes(found.ino)
+        if live is not None:
+            used += sum(
+                d.pages.bit_count() * PAGE_BYTES for d in live.dirty.values() if not d.base_valid
+            )
+        return replace(found, size=size, blocks=-(-used // 512))
+
+    async def setattr(
+        self,
+        ino: Ino,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        ctime_ns: int | None = None,
+        fh: int | None = None,
+    ) -> Attributes:
+        """Change what is given; times that are not given stay, but ctime follows any change."""
+        if size is not None:
+            await self._truncate(await self._enter(ino), size)
+        changed = await self._journal.set_attributes(
+            ino,
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            atime_ns=atime_ns,
+            mtime_ns=mtime_ns,
+            ctime_ns=self._now_ns() if ctime_ns is None else ctime_ns,
+        )
+        return await self._complete(changed)
+
+    async def _truncate(self, live: Live, size: int) -> None:
+        if size > self._max_file_bytes:
+            raise FsError(errno.EFBIG)
+        await self._blocks.truncate(live, size, self._now_ns())
+
+    async def _enter(self, ino: Ino) -> Live:
+        live = await self._blocks.enter(ino)
+        assert live is not None
+        return live
+
+    # ------------------------------------------------------------------ files
+
+    async def create(
+        self, parent: Ino, name: bytes, mode: int, flags: int, uid: int, gid: int
+    ) -> tuple[int, Attributes]:
+        """Make a regular file and open it."""
+        made = await self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, uid, gid)
+        live = Live(made.ino, 0, 0)
+        self._blocks.live[made.ino] = live
+        return self._new_handle(live, flags), made
+
+    async def open(self, ino: Ino, flags: int) -> int:
+        """Open a file. O_TRUNC is ours to do: the kernel passes it on (atomic_o_trunc)."""
+        live = await self._enter(ino)
+        if flags & os.O_TRUNC:
+            live.handles += 1  # keeps it live over the truncation
+            try:
+                await self._truncate(live, 0)
+            finally:
+                live.handles -= 1
+        return self._new_handle(live, flags)
+
+    def _new_handle(self, live: Live, flags: int) -> int:
+        fh = self._next_fh
+        self._next_fh += 1
+        handle = Handle(fh, live, flags)
+        self._handles[fh] = handle
+        live.handles += 1
+        live.writers += handle.writable
+        return fh
+
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        """Bytes at `offset`; fewer than asked only at the end of the file."""
+        handle = self._handles[fh]
+        data = await self._reader.read(handle, offset, size)
+        if not self._noatime and not handle.atime_done:
+            handle.atime_done = True
+            await self._touch(handle.live.ino)
+        return data
+
+    async def _touch(self, ino: Ino) -> None:
+        """The access time by the rule of `relatime`: when it is older than a change, or a day."""
+        now = self._now_ns()
+        found = await self._journal.getattr(ino)
+        newest = max(found.mtime_ns, found.ctime_ns, now - _DAY_NS)
+        if found.atime_ns <= newest:
+            await self._journal.set_attributes(ino, atime_ns=now)
+
+    async def write(self, fh: int, offset: int, data: bytes) -> int:
+        """Write all of `data`. Times are the kernel's to send, as its cache writes back."""
+        if offset + len(data) > self._max_file_bytes:
+            raise FsError(errno.EFBIG)
+        live = self._handles[fh].live
+        await self._blocks.write(live, offset, data)
+        if live.size_changed:
+            self._durability.resized(live)
+        return len(data)
+
+    async def flush(self, fh: int) -> None:
+        """close(2) was called on one descriptor of the handle. Nothing waits for it."""
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Return when the file's bytes and its name are on this machine's disk."""
+        await self._durability.sync([self._handles[fh].live])
+
+    async def release(self, fh: int) -> None:
+        """The last descriptor of the handle is closed."""
+        handle = self._handles.pop(fh)
+        live = handle.live
+        live.handles -= 1
+        live.writers -= handle.writable
+        if live.nameless and not live.handles:
+            await self._purge(live.ino, live.size)
+        else:
+            self._blocks.leave(live)
+
+    # ------------------------------------------------------------------ folders
+
+    async def opendir(self, ino: Ino) -> int:
+        """Open a folder."""
+        fh = self._next_fh
+        self._next_fh += 1
+        self._folders[fh] = ino
+        return fh
+
+    async def readdir(
+        self, fh: int, after_id: int, limit: int
+    ) -> list[tuple[int, bytes, Attributes]]:
+        """Entries after a cookie: it stays good while the folder changes."""
+        ino = self._folders[fh]
+        page: list[tuple[int, bytes, Attributes]] = []
+        if after_id < 1:
+            page.append((1, b".", await self._journal.getattr(ino)))
+        if after_id < 2:
+            parent = ROOT_INO if ino == ROOT_INO else await self._journal.parent_of(ino)
+            page.append((2, b"..", await self._journal.getattr(parent)))
+        for cookie, name, found in await self._journal.read_dir(
+            ino, max(after_id, _FIRST_COOKIES - 1), limit
+        ):
+            page.append((cookie, name, await self._complete(found)))
+        return page
+
+    async def releasedir(self, fh: int) -> None:
+        """Close a folder."""
+        self._folders.pop(fh, None)
+
+    async def fsyncdir(self, fh: int) -> None:
+        """Return when every name is on this machine's disk."""
+        await self._durability.sync([])
+
+    # ------------------------------------------------------------------ the rest
+
+    async def getxattr(self, ino: Ino, name: bytes) -> bytes:
+        """An extended attribute's value; ENODATA if there is none."""
+        return await self._journal.get_xattr(ino, name)
+
+    async def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
+        """Set an extended attribute."""
+        await self._journal.set_xattr(ino, name, value, now_ns=self._now_ns())
+
+    async def listxattr(self, ino: Ino) -> Sequence[bytes]:
+        """Names of the extended attributes."""
+        return await self._journal.list_xattrs(ino)
+
+    async def removexattr(self, ino: Ino, name: bytes) -> None:
+        """Remove an extended attribute; ENODATA if there is none."""
+        await self._journal.remove_xattr(ino, name, now_ns=self._now_ns())
+
+    async def statfs(self) -> StatFs:
+        """Used is what files hold. Free has no bound of ours: Discord names none."""
+        inodes, used = await self._journal.usage()
+        size = PAGE_BYTES
+        blocks = -(-used // size)
+        free = _UNLIMITED_BYTES // size
+        return StatFs(size, blocks + free, free, free, inodes + (1 << 32), 1 << 32, 255)
+
+    async def access(self, ino: Ino, mode: int, uid: int, gid: int, groups: Sequence[int]) -> bool:
+        """Not asked while the kernel checks permissions; the file must exist."""
+        await self._journal.getattr(ino)
+        return True
+
+    async def forget(self, inodes: Sequence[tuple[Ino, int]]) -> None:
+        """The kernel dropped inodes from its cache: nothing of ours hangs on that."""
+
+    # ------------------------------------------------------------------ for the daemon
+
+    async def open_for_writing(self, below: Ino = ROOT_INO) -> list[bytes]:
+        """Paths, from the root, of files open for writing below an inode."""
+        paths: list[bytes] = []
+        for live in list(self._blocks.live.values()):
+            if live.writers and not live.nameless and await self.is_below(live.ino, below):
+                paths.extend((await self._journal.paths_of(live.ino))[:1])
+        return paths
+
+    async def is_below(self, ino: Ino, ancestor: Ino) -> bool:
+        """Whether an inode is the ancestor or lies below it."""
+        return ancestor == ROOT_INO or await self._journal.is_below(ino, ancestor)
+
+    async def resolve(self, path: bytes) -> Ino:
+        """The inode at a path from the root, links not followed. ENOENT."""
+        ino = ROOT_INO
+        for name in path.split(b"/"):
+            if name in {b"", b"."}:
+                continue
+            found = await self._journal.lookup(ino, name)
+            if found is None:
+                raise FsError(errno.ENOENT)
+            ino = found.ino
+        return ino
+
+    async def sync_remote(self, below: Ino = ROOT_INO) -> None:
+        """Return when everything below is on Discord as it is now, or newer."""
+        inodes = {
+            live.ino
+            for live in list(self._blocks.live.values())
+            if live.dirty and await self.is_below(live.ino, below)
+        }
+        await self._uploader.flush(lambda live: live.ino in inodes)
+        await self._durability.sync([])
