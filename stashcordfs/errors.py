@@ -16,6 +16,7 @@
         │   ├── TokenRejected     401
         │   ├── AccessDenied      403: missing permission or access
         │   ├── NotFound          404: unknown channel, message, ...
+        │   │   └── LinkExpired   the CDN's 403 or 404: renew the link once
         │   └── TooLarge          413 / 40005 / 50045
         └── BreakerOpen           we stopped asking, far below Discord's ban threshold
 
@@ -116,6 +117,10 @@ class AccessDenied(DiscordRefused):
 
 class NotFound(DiscordRefused):
     """404: unknown channel, message, guild, or an attachment that is gone."""
+
+
+class LinkExpired(NotFound):
+    """The CDN does not serve this link any more: renew it once, then believe the answer."""
 
 
 class TooLarge(DiscordRefused):
