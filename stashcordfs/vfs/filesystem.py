@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,8 @@ from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 from stashcordfs.vfs.live import Handle, Live
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import trio
 
     from stashcordfs.journal import Journal
