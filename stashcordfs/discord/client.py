@@ -1,0 +1,448 @@
+"""The REST client: the routes we use, one `request` chain, uploads with a nonce.
+
+It knows messages and attachments, not what is in them. One instance per volume, inside one trio
+loop; methods may run in parallel and may be cancelled at any time (a cancelled create may have
+been carried out: repeat it with its nonce, or list).
+
+The token is asked for anew with each request, goes to the API's host only (redirects are not
+followed, the CDN is asked by a second HTTP client that never holds it), and is kept nowhere: not
+in repr, logs, or error texts. After a 401 the same token is not sent again for a while, because
+every 401 counts towards a ban of the host.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from stashcordfs import __version__
+from stashcordfs.discord import models, policy, wire
+from stashcordfs.discord.limiter import RateLimiter, Route
+from stashcordfs.discord.multipart import MultipartBody, UploadFile, message_payload
+from stashcordfs.discord.queue import GrantQueue
+from stashcordfs.errors import (
+    DiscordError,
+    DiscordUnavailable,
+    NotFound,
+    OutcomeUnknown,
+    TokenRejected,
+    TooLarge,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from stashcordfs.discord.models import Channel, Guild, Message, User
+
+__all__ = ["ClientStats", "DiscordClient", "UploadFile"]
+
+_log = logging.getLogger(__name__)
+
+_USER_AGENT = f"DiscordBot (https://github.com/stashcordfs/stashcordfs, {__version__})"
+_REJECTED_FOR_S = 60.0
+_PAGE = 100
+_REFRESH_AT_ONCE = 50
+_BULK_DELETE = range(2, 101)
+_YOUNG_S = 10.0
+_OLD_S = 14 * 86_400.0
+_EDIT_OLD_S = 3600.0
+
+
+@dataclass(slots=True)
+class ClientStats:
+    """Counters since the client was made; read by status and metrics at any time."""
+
+    requests: int = 0
+    messages_sent: int = 0
+    rate_limited: int = 0
+    invalid: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    downloads: int = 0
+
+
+class DiscordClient:
+    def __init__(
+        self,
+        *,
+        api_url: str,
+        token: Callable[[], str],
+        clock: Callable[[], float] = trio.current_time,
+        transport: httpx.AsyncBaseTransport | None = None,
+        timeout_s: float = 60.0,
+        stats: ClientStats | None = None,
+        limiter: RateLimiter | None = None,
+    ) -> None:
+        """`api_url` holds the version (https://discord.com/api/v10). Use as `async with`."""
+        parts = urlsplit(api_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise UsageError("api_url must be like https://discord.com/api/v10")
+        self._url = api_url.rstrip("/")
+        self._token = token
+        self._clock = clock
+        self._transport = transport
+        self._timeout_s = timeout_s
+        # proxies of the environment are for the world outside, not for a server on loopback
+        self._trust_env = parts.scheme == "https"
+        self._stack = AsyncExitStack()
+        self._limiter = limiter or RateLimiter()
+        self._queue = GrantQueue(self._limiter, clock)
+        self._rejected: tuple[bytes, float] | None = None
+        self._server_time: tuple[float, float] | None = None
+        self._me: User | None = None
+        self.stats = stats or ClientStats()
+
+    def __repr__(self) -> str:
+        return f"<DiscordClient {urlsplit(self._url).hostname}>"
+
+    async def __aenter__(self) -> Self:
+        self._api = await self._stack.enter_async_context(self._http(connections=16))
+        self._cdn = await self._stack.enter_async_context(self._http(connections=64))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def _http(self, *, connections: int) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            transport=self._transport,
+            timeout=httpx.Timeout(self._timeout_s, connect=min(10.0, self._timeout_s)),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=16),
+            headers={"User-Agent": _USER_AGENT},
+            follow_redirects=False,
+            trust_env=self._trust_env,
+        )
+
+    # What is known of the server without asking
+
+    def server_now(self) -> float | None:
+        """The server's wall clock, from the last Date header; None before the first answer."""
+        if self._server_time is None:
+            return None
+        at_server, at_us = self._server_time
+        return at_server + self._clock() - at_us
+
+    @property
+    def limiter(self) -> RateLimiter:
+        return self._limiter
+
+    # Objects
+
+    async def current_user(self) -> User:
+        answer = await self._request(
+            policy.Call(route=Route("GET", "/users/@me"), path="/users/@me")
+        )
+        self._me = models.parse_user(answer)
+        return self._me
+
+    async def own_id(self) -> int:
+        """The bot's own id, asked for once."""
+        return (self._me or await self.current_user()).id
+
+    async def channel(self, channel_id: int) -> Channel:
+        return models.parse_channel(
+            await self._request(_call("GET", "/channels/{}", channel_id, path=f"/{channel_id}"))
+        )
+
+    async def guild(self, guild_id: int) -> Guild:
+        route = Route("GET", "/guilds/{}", str(guild_id))
+        return models.parse_guild(
+            await self._request(policy.Call(route=route, path=f"/guilds/{guild_id}"))
+        )
+
+    # Messages
+
+    async def create_message(
+        self,
+        channel_id: int,
+        files: Sequence[UploadFile],
+        *,
+        nonce: str,
+        payload: Mapping[str, object] | None = None,
+    ) -> Message:
+        """Post one message with these attachments.
+
+        `nonce` (at most 25 characters, unique to this content for ever) makes it safe to repeat for
+        some minutes: the server answers with the first message. Raises OutcomeUnknown when it may
+        have been stored; also when the nonce is known but its message was deleted meanwhile.
+        """
+        if not 0 < len(nonce) <= 25:
+            raise ValueError("a nonce has 1 to 25 characters")
+        body = MultipartBody(message_payload(files, nonce=nonce, payload=payload), files)
+        call = policy.Call(
+            route=Route("POST", "/channels/{}/messages", str(channel_id)),
+            path=f"/channels/{channel_id}/messages",
+            body=body,
+            background=True,
+            creates=True,
+        )
+        answer = await self._request(call)
+        try:
+            message = models.parse_message(answer, channel_id=channel_id)
+        except DiscordUnavailable as error:
+            raise OutcomeUnknown(f"the message may have been stored: {error}") from error
+        self.stats.messages_sent += 1
+        return message
+
+    async def get_message(
+        self, channel_id: int, message_id: int, *, background: bool = False
+    ) -> Message:
+        return models.parse_message(
+            await self._request(
+                _call(
+                    "GET",
+                    "/channels/{}/messages/{}",
+                    channel_id,
+                    path=f"/{channel_id}/messages/{message_id}",
+                    background=background,
+                )
+            ),
+            channel_id=channel_id,
+        )
+
+    async def list_messages(
+        self,
+        channel_id: int,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int = _PAGE,
+        background: bool = False,
+    ) -> list[Message]:
+        """One page, newest first; with `after`, the messages just after that id."""
+        params = {"limit": str(min(max(limit, 1), _PAGE))}
+        if after is not None:
+            params["after"] = str(after)
+        elif before is not None:
+            params["before"] = str(before)
+        return models.parse_messages(
+            await self._request(
+                _call(
+                    "GET",
+                    "/channels/{}/messages",
+                    channel_id,
+                    path=f"/{channel_id}/messages",
+                    params=params,
+                    background=background,
+                )
+            ),
+            channel_id=channel_id,
+        )
+
+    async def delete_message(self, channel_id: int, message_id: int) -> bool:
+        """False when it was already gone."""
+        call = _call(
+            "DELETE",
+            "/channels/{}/messages/{}",
+            channel_id,
+            path=f"/{channel_id}/messages/{message_id}",
+            sub=self._delete_age(message_id),
+            background=True,
+        )
+        try:
+            await self._request(call)
+        except NotFound as error:
+            if error.code == policy.UNKNOWN_MESSAGE:
+                return False
+            raise
+        return True
+
+    async def bulk_delete(self, channel_id: int, message_ids: Sequence[int]) -> None:
+        """Delete many messages; Discord refuses (50034) when one is older than 14 days."""
+        for start in range(0, len(message_ids), _BULK_DELETE.stop - 1):
+            some = message_ids[start : start + _BULK_DELETE.stop - 1]
+            if len(some) not in _BULK_DELETE:
+                await self.delete_message(channel_id, some[0])
+                continue
+            await self._request(
+                _call(
+                    "POST",
+                    "/channels/{}/messages/bulk-delete",
+                    channel_id,
+                    path=f"/{channel_id}/messages/bulk-delete",
+                    json={"messages": [str(message) for message in some]},
+                    background=True,
+                )
+            )
+
+    async def edit_message_attachments(
+        self, channel_id: int, message_id: int, keep_ids: Sequence[int]
+    ) -> Message:
+        """Drop all attachments of an own message but these; the kept ones stay as they are."""
+        old = self._age(message_id) > _EDIT_OLD_S
+        return models.parse_message(
+            await self._request(
+                _call(
+                    "PATCH",
+                    "/channels/{}/messages/{}",
+                    channel_id,
+                    path=f"/{channel_id}/messages/{message_id}",
+                    sub="old" if old else "",
+                    json={"attachments": [{"id": str(attachment)} for attachment in keep_ids]},
+                    background=True,
+                )
+            ),
+            channel_id=channel_id,
+        )
+
+    async def refresh_urls(self, urls: Sequence[str]) -> dict[str, str]:
+        """New links for old ones; undocumented by Discord, so nothing may depend on it."""
+        fresh: dict[str, str] = {}
+        for start in range(0, len(urls), _REFRESH_AT_ONCE):
+            call = policy.Call(
+                route=Route("POST", "/attachments/refresh-urls"),
+                path="/attachments/refresh-urls",
+                json={"attachment_urls": list(urls[start : start + _REFRESH_AT_ONCE])},
+            )
+            fresh |= models.parse_refreshed(await self._request(call))
+        return fresh
+
+    # The CDN
+
+    @asynccontextmanager
+    async def stream_cdn(
+        self, url: str, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx.Response]:
+        """A GET without any credential; for cdn.py, which reads it."""
+        self.stats.downloads += 1
+        try:
+            async with self._cdn.stream("GET", url, headers=dict(headers)) as response:
+                try:
+                    yield response
+                finally:
+                    self.stats.bytes_received += response.num_bytes_downloaded
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise DiscordUnavailable(f"CDN: {wire.reason_of(error)}") from None
+
+    # The chain
+
+    async def _request(self, call: policy.Call) -> object:
+        """Attempt until the policy says that it is done; the parsed JSON of the answer."""
+        chain: policy.Chain | None = None
+        while True:
+            try:
+                outcome = await self._attempt(call)
+            except DiscordError as error:  # not sent: the breaker is open, or the token known bad
+                raise error if chain is None else chain.final(error) from error
+            now = self._clock()
+            chain = chain or policy.Chain(call, deadline=now + 4 * self._timeout_s)
+            try:
+                delay = chain.judge(outcome, now, jitter=random.uniform(0.75, 1.25))
+            except DiscordUnavailable as error:
+                if chain.refused_early:
+                    await self._blame_size(error)
+                raise
+            if delay is None:
+                return outcome.data if isinstance(outcome, wire.Answer) else None
+            if delay > 0:
+                _log.info(
+                    "again method=%s template=%s in_s=%.1f outcome=%s",
+                    call.route.method,
+                    call.route.template,
+                    delay,
+                    outcome.status if isinstance(outcome, wire.Answer) else outcome.reason,
+                )
+            await trio.sleep(delay)
+
+    async def _blame_size(self, error: DiscordUnavailable) -> None:
+        """Large uploads broke off again and again: if small requests pass, the size is to blame.
+
+        A server may answer 413 before it has read the body, and the answer is lost in the reset.
+        """
+        await self.current_user()
+        raise TooLarge(f"{error}; smaller requests pass", status=413) from error
+
+    async def _attempt(self, call: policy.Call) -> wire.Outcome:
+        await self._queue.granted(call.route, background=call.background)
+        try:
+            request = self._build(call)
+            self.stats.requests += 1
+            outcome = await wire.exchange(
+                self._api, request, body=call.body, limit_s=10 * self._timeout_s
+            )
+            self._account(call, outcome)
+            return outcome
+        finally:
+            self._queue.release(call.route)
+
+    def _build(self, call: policy.Call) -> httpx.Request:
+        headers = {"Authorization": f"Bot {self._usable_token()}"}
+        url = self._url + call.path
+        if call.body is None:
+            return self._api.build_request(
+                call.route.method, url, params=call.params, json=call.json, headers=headers
+            )
+        headers["Content-Type"] = call.body.content_type
+        headers["Content-Length"] = str(call.body.size_bytes)
+        return self._api.build_request(call.route.method, url, content=call.body, headers=headers)
+
+    def _usable_token(self) -> str:
+        token = self._token()
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            # httpx would quote the header, token and all, in its own error
+            raise TokenRejected("the bot token is empty or holds stray characters", status=401)
+        if self._rejected is not None:
+            digest, until = self._rejected
+            if digest == sha256(token.encode()).digest() and self._clock() < until:
+                raise TokenRejected("the bot token was rejected; set a valid one", status=401)
+        return token
+
+    def _account(self, call: policy.Call, outcome: wire.Outcome) -> None:
+        """Let limiter, counters and the server's clock learn from what came back."""
+        if call.body is not None and call.body.whole:
+            self.stats.bytes_sent += call.body.size_bytes
+        if isinstance(outcome, wire.Failure):
+            return
+        now = self._clock()
+        self._limiter.learn(call.route, outcome.status, outcome.headers, outcome.data, now)
+        self.stats.rate_limited += outcome.status == 429
+        self.stats.invalid += outcome.status in (401, 403, 429)
+        if outcome.status == 401:
+            self._rejected = (sha256(self._token().encode()).digest(), now + _REJECTED_FOR_S)
+        try:
+            date = parsedate_to_datetime(outcome.headers["date"]).timestamp()
+        except (KeyError, ValueError):
+            return
+        self._server_time = (date, now)
+
+    def _age(self, message_id: int) -> float:
+        now = self.server_now()
+        return 0.0 if now is None else now - models.snowflake_time(message_id)
+
+    def _delete_age(self, message_id: int) -> str:
+        """Deletes have three buckets, by the message's age."""
+        if self.server_now() is None:
+            return "unknown"
+        age = self._age(message_id)
+        return "young" if age < _YOUNG_S else "old" if age > _OLD_S else "settled"
+
+
+def _call(
+    method: str,
+    template: str,
+    channel_id: int,
+    *,
+    path: str,
+    sub: str = "",
+    json: object = None,
+    params: Mapping[str, str] | None = None,
+    background: bool = False,
+) -> policy.Call:
+    """A call below one channel, which is its major parameter."""
+    return policy.Call(
+        route=Route(method, template, str(channel_id), sub),
+        path=f"/channels{path}",
+        json=json,
+        params=params,
+        background=background,
+    )

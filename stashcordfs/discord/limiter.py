@@ -1,0 +1,243 @@
+"""Rate limits without I/O: when may a request go? The clock is an argument, monotonic seconds.
+
+The client asks `reserve` before each request, tells each answer to `learn`, and calls `release`
+when the request has ended, answered or not (after `learn`). Not thread-safe; one event loop.
+
+Limits are learned from headers, never assumed. A bucket counts what *may* be counted against it:
+a request in flight when the window ends may land in the next one, so it is charged there until
+its answer tells. All times come from `Reset-After`, since the two hosts' clocks differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stashcordfs.discord.breaker import Breaker
+
+_MARGIN_S = 0.05  # after a reset: servers' windows differ by some milliseconds
+_JITTER_S = 0.25  # ends closer than this belong to one window; the shortest known one is 0.33 s
+_UNANSWERED_WAIT_S = 0.25  # nothing known yet: look again, or sooner when an answer wakes us
+_DEFAULT_RETRY_S = 1.0
+_CLOUDFLARE_RETRY_S = 60.0
+_STALE_S = 600.0
+_FOREGROUND_SHARE = 5  # of the global budget, background requests leave these to readers
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What Discord limits together, as far as known before the first answer.
+
+    `major` is the channel or guild id; `sub` parts a route whose limits depend on a message's age.
+    """
+
+    method: str
+    template: str
+    major: str = ""
+    sub: str = ""
+
+
+class _Bucket:
+    """One limit: `spare` requests may still go in the window that ends at `end`."""
+
+    __slots__ = ("end", "floor", "in_flight", "last_end", "limit", "period", "spare", "touched")
+
+    def __init__(self, now: float) -> None:
+        self.limit: int | None = None  # None: no answer yet; 0: the route sends no limit
+        self.spare = 0
+        self.floor = 0  # the lowest Remaining seen in this window
+        self.in_flight = 0
+        self.end: float | None = None  # None: a window that no answer has dated yet
+        self.last_end = -math.inf
+        self.period = 1.0
+        self.touched = now
+
+    def wait(self, now: float) -> float:
+        self.touched = now
+        if self.limit is None:
+            return _UNANSWERED_WAIT_S if self.in_flight else 0.0
+        if self.limit == 0:
+            return 0.0
+        if self.end is not None and now >= self.end + _MARGIN_S:
+            self.last_end, self.end = self.end, None
+            self.spare = self.limit - self.in_flight
+        if self.spare > 0:
+            return 0.0
+        if self.end is None:
+            return _UNANSWERED_WAIT_S
+        return max(0.001, self.end + _MARGIN_S - now)
+
+    def take(self) -> None:
+        self.in_flight += 1
+        self.spare -= 1
+
+    def learn(self, limit: int, remaining: int, *, reset_after: float, now: float) -> None:
+        end = now + reset_after
+        others = max(0, self.in_flight - 1)
+        first, self.limit = not self.limit, max(1, limit)
+        self.period = max(self.period, reset_after)
+        if self.end is None and not first and end <= self.last_end + _JITTER_S:
+            self.spare = min(limit, self.spare + 1)  # it counted in the window before: given back
+            return
+        if self.end is not None and end < self.end - _JITTER_S:
+            return  # a late answer about a window that is over
+        if first or (self.end is not None and end > self.end + _JITTER_S):
+            self.floor = remaining
+            self.spare = remaining - others
+        elif self.end is None:
+            self.floor = remaining
+        else:
+            self.floor = min(self.floor, remaining)
+        self.end = end if self.end is None else max(self.end, end)
+        self.spare = min(self.floor, max(self.spare, self.floor - others))
+
+    def release(self, now: float) -> None:
+        self.in_flight -= 1
+        if self.limit and self.end is None and self.spare <= 0 and not self.in_flight:
+            self.end = now + self.period  # every answer was lost: one whole window must pass
+
+
+_Template = tuple[str, str, str]
+
+
+class RateLimiter:
+    """All buckets of one token, the global budget and the breaker."""
+
+    def __init__(self, global_per_s: int = 45, *, invalid_budget: int = 10_000) -> None:
+        self.breaker = Breaker(budget=invalid_budget)
+        self._global_per_s = global_per_s
+        self._grants: deque[float] = deque(maxlen=global_per_s)
+        self._global_until = 0.0
+        self._hashes: dict[_Template, str] = {}
+        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._blocked: dict[Route, float] = {}
+        self._held: dict[Route, deque[_Bucket]] = {}
+        self._swept = 0.0
+
+    def reserve(self, route: Route, now: float, *, background: bool = False) -> float:
+        """0.0: granted, and counted in flight. Else seconds after which to ask again."""
+        self._sweep(now)
+        wait = max(
+            self.breaker.wait(now),
+            self._global_wait(now, background=background),
+            self._blocked.get(route, 0.0) - now,
+        )
+        bucket = self._bucket(route, now)
+        wait = max(wait, bucket.wait(now))
+        if wait > 0:
+            return wait
+        bucket.take()
+        self._held.setdefault(route, deque()).append(bucket)
+        self._grants.append(now)
+        self.breaker.granted(now)
+        return 0.0
+
+    def learn(
+        self, route: Route, status: int, headers: Mapping[str, str], body: object, now: float
+    ) -> None:
+        """Take in an answer. Header names are in lower case; `body` is parsed JSON or None."""
+        if status == 429:
+            self._learn_refusal(route, headers, body, now)
+        elif status in (401, 403):
+            self.breaker.count(now)
+        limit = _number(headers, "x-ratelimit-limit")
+        remaining = _number(headers, "x-ratelimit-remaining")
+        reset_after = _number(headers, "x-ratelimit-reset-after")
+        if limit is None or remaining is None or reset_after is None:
+            bucket = self._bucket(route, now)
+            if bucket.limit is None and 200 <= status < 300:
+                bucket.limit = 0
+            return
+        bucket = self._home(route, headers.get("x-ratelimit-bucket"), now)
+        bucket.learn(int(limit), int(remaining), reset_after=reset_after, now=now)
+
+    def release(self, route: Route, now: float) -> None:
+        """A reserved request has ended."""
+        held = self._held[route]
+        held.popleft().release(now)
+        if not held:
+            del self._held[route]
+
+    def _learn_refusal(
+        self, route: Route, headers: Mapping[str, str], body: object, now: float
+    ) -> None:
+        fields = body if isinstance(body, Mapping) else {}
+        retry = retry_after_s(headers, body)
+        scope = headers.get("x-ratelimit-scope")
+        if scope != "shared":
+            self.breaker.count(now)
+        if "via" not in headers or "retry_after" not in fields:
+            # Cloudflare, not the API: its answers have no Via, or are no JSON of the API's form
+            self.breaker.trip(now, for_s=_CLOUDFLARE_RETRY_S if retry is None else retry)
+            return
+        until = now + (_DEFAULT_RETRY_S if retry is None else retry) + _MARGIN_S
+        if fields.get("global") is True or scope == "global":
+            self._global_until = max(self._global_until, until)
+        else:
+            self._blocked[route] = max(self._blocked.get(route, 0.0), until)
+
+    def _global_wait(self, now: float, *, background: bool) -> float:
+        wait = self._global_until - now
+        share = self._global_per_s
+        if background and share > _FOREGROUND_SHARE:
+            share -= _FOREGROUND_SHARE
+        if len(self._grants) >= share:
+            wait = max(wait, self._grants[-share] + 1.0 - now)
+        return wait
+
+    def _bucket(self, route: Route, now: float) -> _Bucket:
+        template = (route.method, route.template, route.sub)
+        key = (self._hashes.get(template, " ".join(template)), route.major)
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = _Bucket(now)
+        return bucket
+
+    def _home(self, route: Route, bucket_hash: str | None, now: float) -> _Bucket:
+        """The bucket that an answer names; the route's requests in flight move there."""
+        bucket = self._bucket(route, now)
+        template = (route.method, route.template, route.sub)
+        if bucket_hash is None or self._hashes.get(template) == bucket_hash:
+            return bucket
+        self._hashes[template] = bucket_hash
+        home = self._bucket(route, now)
+        held = self._held.get(route, deque())
+        for number, old in enumerate(held):
+            old.in_flight -= 1
+            home.in_flight += 1
+            home.spare -= 1
+            held[number] = home
+        return home
+
+    def _sweep(self, now: float) -> None:
+        """Forget what has been idle for long: a volume's life sees many channels."""
+        if now - self._swept < _STALE_S:
+            return
+        self._swept = now
+        self._blocked = {route: until for route, until in self._blocked.items() if until > now}
+        self._buckets = {
+            key: bucket
+            for key, bucket in self._buckets.items()
+            if bucket.in_flight
+            or now - bucket.touched < _STALE_S
+            or (bucket.end is not None and bucket.end > now)
+        }
+
+
+def retry_after_s(headers: Mapping[str, str], body: object) -> float | None:
+    """How long the server asks to wait: the body's fraction first, then the rounded header."""
+    if isinstance(body, Mapping):
+        value = body.get("retry_after")
+        if isinstance(value, int | float) and math.isfinite(value) and value >= 0:
+            return float(value)
+    return _number(headers, "retry-after")
+
+
+def _number(headers: Mapping[str, str], name: str) -> float | None:
+    try:
+        value = float(headers[name])
+    except (KeyError, ValueError):
+        return None
+    return value if math.isfinite(value) and value >= 0 else None
