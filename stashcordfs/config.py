@@ -9,6 +9,7 @@ All faults are collected and reported together, each naming the setting and what
 
 from __future__ import annotations
 
+# ruff: noqa: RUF009  `_setting` returns a dataclasses.field, which is what belongs there
 import difflib
 import os
 import re
