@@ -155,9 +155,13 @@ class Uploader:
         dirty = live.dirty.get(key[1]) if live else None
         return dirty is not None and dirty.uploaded < version
 
-    async def next_change(self) -> None:
-        """Wait until a round has ended, well or not."""
-        await self._changed.wait()
+    def oldest_dirty_s(self) -> float:
+        """Age in seconds of the oldest byte that is not on Discord; 0 when there is none."""
+        oldest = min(
+            (live.dirty[index].since_s for live, index in self._blocks.queue.values()),
+            default=None,
+        )
+        return 0.0 if oldest is None else self._clock() - oldest
 
     # ------------------------------------------------------------------ the loop
 

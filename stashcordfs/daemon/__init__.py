@@ -1,0 +1,12 @@
+"""The composition root: the only place that builds the parts and ties them together.
+
+`provision` makes volumes and changes their keys; `mounted` runs one mount, from the lock to the
+last byte drained. The commands call these functions and have no logic of their own.
+"""
+
+from __future__ import annotations
+
+from stashcordfs.daemon.mounted import run_mount
+from stashcordfs.daemon.provision import MkfsResult, change_keys, mkfs
+
+__all__ = ["MkfsResult", "change_keys", "mkfs", "run_mount"]

@@ -1,0 +1,168 @@
+"""What a running mount answers on its control socket, to signals, and to health probes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from stashcordfs.ops.control import serve_control
+from stashcordfs.ops.health import HealthSources, serve_health
+from stashcordfs.types import ROOT_INO, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from stashcordfs.daemon.mounted import Parts
+    from stashcordfs.fuse.session import Session
+    from stashcordfs.ops.metrics import Metrics
+    from stashcordfs.ops.notify import Notifier
+
+log = logging.getLogger(__name__)
+
+_DRAIN_ON_SIGNAL_S = 3600.0
+_PROGRESS_EVERY_S = 0.2
+
+
+class Control:
+    """Commands of one mount. Every answer is a dict; long ones are streams of dicts."""
+
+    def __init__(
+        self, parts: Parts, session: Session, notifier: Notifier, metrics: Metrics
+    ) -> None:
+        """Take the mount's parts."""
+        self._parts = parts
+        self._session = session
+        self._notifier = notifier
+        self._metrics = metrics
+
+    async def serve(
+        self,
+        path: Path,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer on the socket at `path` until cancelled."""
+        await serve_control(
+            path,
+            {
+                "status": self._status,
+                "open_for_writing": self._open_for_writing,
+                "sync": self._sync,
+                "drain": self._drain,
+                "shutdown": self._shutdown,
+            },
+            task_status=task_status,
+        )
+
+    async def _status(self, request: dict[str, Any]) -> dict[str, object]:
+        return self._parts.status()
+
+    async def _below(self, request: dict[str, Any]) -> Ino:
+        path = str(request.get("path", "")).encode("utf-8", "surrogateescape")
+        return await self._parts.filesystem.resolve(path) if path else ROOT_INO
+
+    async def _open_for_writing(self, request: dict[str, Any]) -> dict[str, object]:
+        paths = await self._parts.filesystem.open_for_writing(await self._below(request))
+        return {"paths": [path.decode("utf-8", "surrogateescape") for path in paths]}
+
+    async def _sync(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        async for event in self._flush(await self._below(request)):
+            yield event
+
+    async def _drain(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        self._parts.state = "draining"
+        try:
+            async for event in self._flush(ROOT_INO):
+                self._notifier.status(f"Draining, {event['pending_bytes']} bytes left")
+                self._notifier.extend_timeout(30)
+                yield event
+        finally:
+            self._parts.state = "mounted"
+
+    async def _flush(self, below: Ino) -> AsyncIterator[dict[str, object]]:
+        """Upload, telling how much is left. Ends when Discord has what was dirty at the call."""
+        done = trio.Event()
+
+        async def flush() -> None:
+            await self._parts.filesystem.sync_remote(below)
+            done.set()
+
+        # The work runs in the mount's own nursery: an async generator must not hold one open
+        # over a yield. A client that goes away cancels its flush by the scope.
+        scope = trio.CancelScope()
+
+        async def scoped() -> None:
+            with scope:
+                await flush()
+
+        self._parts.nursery.start_soon(scoped)
+        try:
+            while not done.is_set():
+                yield self._progress()
+                with trio.move_on_after(_PROGRESS_EVERY_S):
+                    await done.wait()
+        finally:
+            scope.cancel()
+        yield self._progress()
+
+    def _progress(self) -> dict[str, object]:
+        state = self._parts.uploader.state
+        return {
+            "pending_bytes": self._parts.blocks.dirty_bytes,
+            "pending_packs": state.pending_packs,
+            "uploaded_bytes": state.uploaded_bytes,
+            "last_error": self._parts.report.last_error,
+        }
+
+    async def _shutdown(self, request: dict[str, Any]) -> dict[str, object]:
+        self._session.stop()
+        return {"stopping": True}
+
+    async def watch_signals(self) -> None:
+        """SIGTERM and SIGINT drain and unmount (twice: unmount at once); SIGHUP looks again."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            async with trio.open_nursery() as nursery:
+                async for number in received:
+                    if number == signal.SIGHUP:
+                        self._reload()
+                    elif self._parts.state == "draining":
+                        log.warning("told twice to stop: unmounting without draining")
+                        self._session.stop()
+                    else:
+                        nursery.start_soon(self._drain_and_stop)
+
+    async def _drain_and_stop(self) -> None:
+        with trio.move_on_after(_DRAIN_ON_SIGNAL_S):
+            async for _ in self._drain({}):
+                pass
+        if left := self._parts.blocks.dirty_bytes:
+            log.warning("stopping with %d bytes unsent; the next mount goes on", left)
+        self._session.stop()
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        self._parts.reload()
+        self._notifier.ready()
+
+    async def serve_health(self, port: int) -> None:
+        """Answer /metrics and /health on loopback."""
+        await serve_health(
+            port,
+            HealthSources(
+                metrics=self._render,
+                status=self._parts.status,
+                ready=lambda: self._parts.state == "mounted",
+            ),
+        )
+
+    def _render(self) -> bytes:
+        """The gauges are read when they are asked for: nothing is counted twice."""
+        parts, metrics = self._parts, self._metrics
+        metrics.cache_bytes.set(parts.blocks.used_bytes)
+        metrics.dirty_bytes.set(parts.blocks.dirty_bytes)
+        metrics.pending_packs.set(parts.uploader.state.pending_packs)
+        metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
+        return metrics.render()

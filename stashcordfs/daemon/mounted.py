@@ -1,0 +1,323 @@
+"""One mount, from the lock to the last byte drained. Ordered start, ordered stop, one nursery tree.
+
+Start: lock, journal, blocks, then the mount, also without a network; the background tasks under a
+supervisor that logs, counts and restarts them with delay. Stop (SIGTERM, `umount`, the control
+socket): drain as far as the caller waits, unmount, sync, close. What was not drained stays in the
+journal and in the cache, and the next mount goes on with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from stashcordfs.cache import LocalFiles, Marks
+from stashcordfs.config import load_settings
+from stashcordfs.daemon.control import Control
+from stashcordfs.daemon.provision import Token, open_keys, open_store
+from stashcordfs.discord.client import ClientStats
+from stashcordfs.errors import StashcordError
+from stashcordfs.fuse.operations import StashcordOperations
+from stashcordfs.fuse.session import Session
+from stashcordfs.journal import Journal
+from stashcordfs.ops.logging import set_level
+from stashcordfs.ops.metrics import Metrics
+from stashcordfs.ops.notify import Notifier
+from stashcordfs.vfs.blocks import Blocks, CacheLimits
+from stashcordfs.vfs.durability import Durability
+from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.reading import Reader
+from stashcordfs.vfs.uploading import Uploader, UploadSettings
+from stashcordfs.volumes import VolumeDir
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from stashcordfs.config import Settings
+
+log = logging.getLogger(__name__)
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LONGEST_RESTART_S = 60.0
+
+
+@dataclass(slots=True)
+class Report:
+    """What went wrong last, for `status`."""
+
+    last_error: str = ""
+    last_error_at: float = 0.0
+
+    def __call__(self, why: str) -> None:
+        """Keep it, and say it once in the log."""
+        self.last_error = why
+        self.last_error_at = time.time()
+        log.warning("fault: %s", why)
+
+
+@dataclass(slots=True)
+class Parts:
+    """Everything of one mount that the control socket and health need to see."""
+
+    name: str
+    mountpoint: Path
+    settings: Settings
+    journal: Journal
+    blocks: Blocks
+    uploader: Uploader
+    durability: Durability
+    filesystem: FileSystem
+    stats: ClientStats
+    token: Token
+    report: Report
+    nursery: trio.Nursery
+    started_at: float = field(default_factory=time.time)
+    state: str = "mounted"
+    task_failures: int = 0
+
+    def status(self) -> dict[str, object]:
+        """The answer of `status --json` while mounted."""
+        now = trio.current_time()
+        return {
+            "name": self.name,
+            "state": self.state,
+            "pid": os.getpid(),
+            "mountpoint": str(self.mountpoint),
+            "uptime_s": round(time.time() - self.started_at, 1),
+            "dirty_bytes": self.blocks.dirty_bytes,
+            "dirty_blocks": len(self.blocks.queue),
+            "pending_packs": self.uploader.state.pending_packs,
+            "uploaded_bytes": self.uploader.state.uploaded_bytes,
+            "messages_sent": self.stats.messages_sent,
+            "requests": self.stats.requests,
+            "rate_limited": self.stats.rate_limited,
+            "bytes_sent": self.stats.bytes_sent,
+            "bytes_received": self.stats.bytes_received,
+            "cache_bytes": self.blocks.used_bytes,
+            "cached_blocks": self.blocks.clean_blocks,
+            "upload_failures": self.uploader.state.failures,
+            "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
+            "last_error": self.report.last_error,
+        }
+
+
+    def reload(self) -> None:
+        """Take up the settings that may change while mounted (config.RELOADABLE)."""
+        try:
+            new = load_settings(volume=self.name)
+        except StashcordError as error:
+            self.report(f"settings not reloaded: {error}")
+            return
+        set_level(new.log_level)
+        self.blocks.limits = cache_limits(new)
+        self.uploader.settings = upload_settings(new)
+        if new.token is not None:
+            self.token.replace(new.token.reveal())
+        self.uploader.retry_now()
+        log.info("settings reloaded")
+
+
+def cache_limits(settings: Settings) -> CacheLimits:
+    """The block cache's bounds."""
+    return CacheLimits(
+        settings.cache_bytes,
+        settings.min_free_bytes,
+        settings.dirty_bytes,
+        settings.network_deadline_s,
+    )
+
+
+def upload_settings(settings: Settings) -> UploadSettings:
+    """When blocks are sent, and how."""
+    return UploadSettings(
+        delay_s=settings.upload_delay_s,
+        delay_max_s=settings.upload_delay_max_s,
+        concurrency=settings.upload_concurrency,
+        dedup=settings.dedup,
+        compress=settings.compression,
+    )
+
+
+def run_mount(
+    settings: Settings,
+    name: str,
+    mountpoint: Path,
+    options: Mapping[str, str | bool],
+    ready: Callable[[], None],
+) -> None:
+    """Mount and serve until unmounted or told to stop. Blocks. `ready` is called once mounted.
+
+    Raises StashcordError when the mount cannot be made; data is never at stake then.
+    """
+    volume = VolumeDir(settings.state_dir, name)
+    volume.read_record()
+    with volume.lock():
+        trio.run(_main, settings, volume, mountpoint, options, ready)
+
+
+async def _main(
+    settings: Settings,
+    volume: VolumeDir,
+    mountpoint: Path,
+    options: Mapping[str, str | bool],
+    ready: Callable[[], None],
+) -> None:
+    record = volume.read_record()
+    keys = await trio.to_thread.run_sync(open_keys, settings, volume)
+    async with AsyncExitStack() as stack:
+        report = Report()
+        stats = ClientStats()
+        token = Token(settings)
+        store = await stack.enter_async_context(open_store(token, volume, stats))
+        journal = Journal.open(volume.journal_path, clock_ns=time.time_ns)
+        stack.callback(journal.close)
+        files = LocalFiles(volume.blocks_path)
+        stack.callback(files.close)
+        marks = Marks(volume.path / "marks.map", record.block_size)
+        stack.callback(marks.close)
+        blocks = Blocks(
+            files=files,
+            marks=marks,
+            journal=journal,
+            block_bytes=record.block_size,
+            limits=cache_limits(settings),
+            clock=trio.current_time,
+        )
+        for ino in await journal.nameless():
+            await journal.purge(ino)
+        await blocks.load(power_lost=await _power_was_lost(journal))
+        await journal.wal_sync()
+        async with trio.open_nursery() as nursery:
+            reader = Reader(
+                blocks=blocks,
+                journal=journal,
+                store=store,
+                keys=keys,
+                nursery=nursery,
+                read_ahead_bytes=settings.read_ahead_bytes,
+                deadline_s=settings.network_deadline_s,
+                report=report,
+            )
+            uploader = Uploader(
+                blocks=blocks,
+                journal=journal,
+                store=store,
+                keys=keys,
+                settings=upload_settings(settings),
+                clock=trio.current_time,
+                report=report,
+            )
+            durability = Durability(blocks=blocks, journal=journal)
+            filesystem = FileSystem(
+                journal=journal,
+                blocks=blocks,
+                reader=reader,
+                uploader=uploader,
+                durability=durability,
+                nursery=nursery,
+                now_ns=time.time_ns,
+                max_file_bytes=settings.max_file_bytes,
+                noatime=bool(options.get("noatime")),
+            )
+            parts = Parts(
+                volume.name,
+                mountpoint,
+                settings,
+                journal,
+                blocks,
+                uploader,
+                durability,
+                filesystem,
+                stats,
+                token,
+                report,
+                nursery,
+            )
+            await _serve(parts, volume, options, ready, nursery)
+            nursery.cancel_scope.cancel()
+        await durability.sync()
+        await journal.set_volume("clean_boot_id", _boot_id())
+        await journal.wal_sync()
+        await journal.checkpoint()
+    left = parts.blocks.dirty_bytes
+    log.info("unmounted volume=%s left_bytes=%d", volume.name, left)
+
+
+async def _serve(
+    parts: Parts,
+    volume: VolumeDir,
+    options: Mapping[str, str | bool],
+    ready: Callable[[], None],
+    nursery: trio.Nursery,
+) -> None:
+    settings = parts.settings
+    metrics = Metrics()
+    notifier = Notifier()
+    operations = StashcordOperations(
+        parts.filesystem,
+        attr_timeout_s=settings.attr_timeout_s,
+        report=parts.report,
+        metrics=metrics,
+    )
+    session = Session(operations, parts.mountpoint, name=parts.name, options=options)
+    control = Control(parts, session, notifier, metrics)
+    with session.mounted():
+        for task in (
+            parts.durability.run_commits,
+            parts.durability.run_syncs,
+            parts.uploader.run,
+        ):
+            nursery.start_soon(_supervise, parts, task)
+        await nursery.start(control.serve, volume.control_path)
+        nursery.start_soon(control.watch_signals)
+        if settings.metrics_port:
+            nursery.start_soon(control.serve_health, settings.metrics_port)
+        log.info("mounted volume=%s at=%s", parts.name, parts.mountpoint)
+        notifier.ready(f"Mounted at {parts.mountpoint}")
+        ready()
+        await session.serve()
+        parts.state = "stopping"
+        notifier.stopping()
+
+
+async def _supervise(parts: Parts, task: Callable[[], Awaitable[None]]) -> None:
+    """Run a background task for ever: the second and last place that catches everything.
+
+    A fault in the uploader must not take the mount along.
+    """
+    delay_s = 1.0
+    while True:
+        started = trio.current_time()
+        try:
+            await task()
+        except StashcordError as error:
+            parts.report(f"{task.__qualname__}: {error}")
+        except Exception as error:
+            log.exception("background task failed task=%s", task.__qualname__)
+            parts.report(f"{task.__qualname__} failed: {error!r}")
+        parts.task_failures += 1
+        if trio.current_time() - started > _LONGEST_RESTART_S:
+            delay_s = 1.0
+        await trio.sleep(delay_s)
+        delay_s = min(delay_s * 2, _LONGEST_RESTART_S)
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="ascii").strip()
+
+
+async def _power_was_lost(journal: Journal) -> bool:
+    """Whether this is another boot than the last one seen, and that one did not end cleanly."""
+    boot = _boot_id()
+    last = await journal.get_volume("boot_id")
+    clean = await journal.get_volume("clean_boot_id")
+    await journal.set_volume("boot_id", boot)
+    await journal.set_volume("clean_boot_id", "")
+    return last is not None and last != boot and clean != last
