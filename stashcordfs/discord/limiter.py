@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from stashcordfs.discord.breaker import Breaker
 
 _MARGIN_S = 0.05  # after a reset: servers' windows differ by some milliseconds
-_JITTER_S = 0.25  # ends closer than this belong to one window; the shortest known one is 0.33 s
 _UNANSWERED_WAIT_S = 0.25  # nothing known yet: look again, or sooner when an answer wakes us
 _DEFAULT_RETRY_S = 1.0
 _CLOUDFLARE_RETRY_S = 60.0
@@ -42,7 +41,7 @@ class Route:
 class _Bucket:
     """One limit: `spare` requests may still go in the window that ends at `end`."""
 
-    __slots__ = ("end", "floor", "in_flight", "last_end", "limit", "period", "spare", "touched")
+    __slots__ = ("end", "floor", "in_flight", "limit", "period", "spare", "touched")
 
     def __init__(self, now: float) -> None:
         self.limit: int | None = None  # None: no answer yet; 0: the route sends no limit
@@ -50,8 +49,7 @@ class _Bucket:
         self.floor = 0  # the lowest Remaining seen in this window
         self.in_flight = 0
         self.end: float | None = None  # None: a window that no answer has dated yet
-        self.last_end = -math.inf
-        self.period = 1.0
+        self.period = 0.3  # the longest Reset-After seen; the shortest window known is 0.33 s
         self.touched = now
 
     def wait(self, now: float) -> float:
@@ -61,7 +59,7 @@ class _Bucket:
         if self.limit == 0:
             return 0.0
         if self.end is not None and now >= self.end + _MARGIN_S:
-            self.last_end, self.end = self.end, None
+            self.end = None
             self.spare = self.limit - self.in_flight
         if self.spare > 0:
             return 0.0
@@ -74,24 +72,21 @@ class _Bucket:
         self.spare -= 1
 
     def learn(self, limit: int, remaining: int, *, reset_after: float, now: float) -> None:
+        """Take in an answer's window.
+
+        Answers overtake each other, so nothing here may raise `spare` beyond what the lowest
+        Remaining of the window leaves to the requests still in flight, and `end` only grows. An
+        old window's answer that is taken for the new one's costs a moment, never a 429.
+        """
         end = now + reset_after
         others = max(0, self.in_flight - 1)
         first, self.limit = not self.limit, max(1, limit)
         self.period = max(self.period, reset_after)
-        if self.end is None and not first and end <= self.last_end + _JITTER_S:
-            self.spare = min(limit, self.spare + 1)  # it counted in the window before: given back
-            return
-        if self.end is not None and end < self.end - _JITTER_S:
+        if self.end is not None and end < self.end - self.period / 2:
             return  # a late answer about a window that is over
-        if first or (self.end is not None and end > self.end + _JITTER_S):
-            self.floor = remaining
-            self.spare = remaining - others
-        elif self.end is None:
-            self.floor = remaining
-        else:
-            self.floor = min(self.floor, remaining)
+        self.floor = remaining if first or self.end is None else min(self.floor, remaining)
         self.end = end if self.end is None else max(self.end, end)
-        self.spare = min(self.floor, max(self.spare, self.floor - others))
+        self.spare = min(self.floor, max(self.floor - others, -others if first else self.spare))
 
     def release(self, now: float) -> None:
         self.in_flight -= 1
