@@ -384,7 +384,14 @@ class DiscordClient:
             )
         headers["Content-Type"] = call.body.content_type
         headers["Content-Length"] = str(call.body.size_bytes)
-        return self._api.build_request(call.route.method, url, content=call.body, headers=headers)
+        headers["User-Agent"] = _USER_AGENT
+        return httpx.Request(
+            call.route.method,
+            url,
+            headers=headers,
+            stream=call.body,
+            extensions={"timeout": self._api.timeout.as_dict()},
+        )
 
     def _usable_token(self) -> str:
         token = self._token()

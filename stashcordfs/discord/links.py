@@ -8,6 +8,7 @@ renewals of a channel go one after another, and whoever waited finds the neighbo
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -65,6 +66,7 @@ class LinkLeases:
         self._client = client
         self._clock_wall = clock_wall
         self._leases: LRUCache[_Key, _Lease] = LRUCache(capacity)
+        self._waiting: dict[int, list[int]] = {}  # channel -> messages that readers wait for
         self._renewals: LRUCache[int, trio.Lock] = LRUCache(1024)
 
     def learn(self, message: Message) -> None:
@@ -90,12 +92,19 @@ class LinkLeases:
         found = self._valid((channel, message, attachment))
         if found is not None:
             return found
-        async with self._renewals.setdefault(channel, trio.Lock()):
-            found = self._valid((channel, message, attachment))
-            if found is not None:
-                return found
-            wanted = await self._renew(channel, message)
-            return await self._pick(wanted, attachment, filename)
+        waiting = self._waiting.setdefault(channel, [])
+        bisect.insort(waiting, message)
+        try:
+            async with self._renewals.setdefault(channel, trio.Lock()):
+                found = self._valid((channel, message, attachment))
+                if found is not None:
+                    return found
+                wanted = await self._renew(channel, message, waiting[0])
+                return await self._pick(wanted, attachment, filename)
+        finally:
+            waiting.remove(message)
+            if not waiting:
+                self._waiting.pop(channel, None)
 
     def _now(self) -> float:
         """The server's clock decides when a link dies; ours may be wrong by much."""
@@ -116,13 +125,15 @@ class LinkLeases:
         life = expires - (now if issued is None else issued)
         return expires - min(_MARGIN_S, max(0.0, life) / 4)
 
-    async def _renew(self, channel: int, message: int) -> Message:
-        page = await self._client.list_messages(channel, after=message - 1, limit=_PAGE)
-        for each in page:
-            self.learn(each)
-        wanted = next((each for each in page if each.id == message), None)
-        if wanted is not None:
-            return wanted
+    async def _renew(self, channel: int, message: int, lowest: int) -> Message:
+        """The wanted message, and the links of a page from the lowest id that anybody waits for."""
+        for first in sorted({lowest, message}):
+            page = await self._client.list_messages(channel, after=first - 1, limit=_PAGE)
+            for each in page:
+                self.learn(each)
+            wanted = next((each for each in page if each.id == message), None)
+            if wanted is not None:
+                return wanted
         # A page may lag behind, and comes back empty without the right to read the history;
         # asking for the one message tells these apart from a message that is gone.
         try:

@@ -12,6 +12,8 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import httpx
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
@@ -45,7 +47,7 @@ def message_payload(
     }
 
 
-class MultipartBody:
+class MultipartBody(httpx.AsyncByteStream):
     """The body of one create; `whole` tells whether the last iteration was taken to its end."""
 
     def __init__(self, payload: Mapping[str, object], files: Sequence[UploadFile]) -> None:
@@ -81,8 +83,25 @@ class MultipartBody:
             for start in range(0, segment.nbytes, _PIECE_BYTES):
                 yield segment[start : start + _PIECE_BYTES]
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
         self.whole = False
-        for piece in self._pieces():
-            yield piece  # type: ignore[misc]  # httpx types bytes; h11 joins any buffer, uncopied
-        self.whole = True
+        return _Walk(self, self._pieces())
+
+
+class _Walk:
+    """One iteration. No generator: an upload that breaks off would leave it suspended, to be
+    finalised by the garbage collector, which trio cannot do cleanly.
+    """
+
+    def __init__(self, body: MultipartBody, pieces: Iterator[memoryview]) -> None:
+        self._body = body
+        self._pieces = pieces
+
+    def __aiter__(self) -> _Walk:
+        return self
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece  # type: ignore[return-value]  # h11 joins any buffer, uncopied
+        self._body.whole = True
+        raise StopAsyncIteration

@@ -64,7 +64,7 @@ def simulate(
     server, limiter = Server(limit, period), RateLimiter()
     order = itertools.count()
     events: list[tuple[float, int, str, dict[str, str] | None]] = []
-    left, flying, now = requests, 0, 0.0
+    left, flying, now, asking = requests, 0, 0.0, 0.0
 
     def push(at: float, what: str, answer: dict[str, str] | None = None) -> None:
         heapq.heappush(events, (at, next(order), what, answer))
@@ -94,8 +94,9 @@ def simulate(
             if wait == 0.0:
                 left, flying = left - 1, flying + 1
                 push(now + rng.uniform(0.001, spread), "arrive")
-            else:
-                push(now + wait, "ask")
+            elif not asking > now:
+                asking = now + wait
+                push(asking, "ask")
     return server, now
 
 
