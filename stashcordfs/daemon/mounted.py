@@ -243,7 +243,7 @@ async def _main(
             await _serve(parts, volume, options, ready, nursery)
             nursery.cancel_scope.cancel()
         await durability.sync()
-        await journal.set_volume("clean_boot_id", _boot_id())
+        await journal.set_local("clean_boot_id", _boot_id())
         await journal.wal_sync()
         await journal.checkpoint()
     left = parts.blocks.dirty_bytes
@@ -316,8 +316,8 @@ def _boot_id() -> str:
 async def _power_was_lost(journal: Journal) -> bool:
     """Whether this is another boot than the last one seen, and that one did not end cleanly."""
     boot = _boot_id()
-    last = await journal.get_volume("boot_id")
-    clean = await journal.get_volume("clean_boot_id")
-    await journal.set_volume("boot_id", boot)
-    await journal.set_volume("clean_boot_id", "")
+    last = await journal.get_local("boot_id")
+    clean = await journal.get_local("clean_boot_id")
+    await journal.set_local("boot_id", boot)
+    await journal.set_local("clean_boot_id", "")
     return last is not None and last != boot and clean != last

@@ -90,7 +90,7 @@ class FileSystem:
         self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int
     ) -> Attributes:
         """Make a file, FIFO, socket or device node."""
-        return await self._journal.create(
+        return await self._journal.create_node(
             parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=self._now_ns()
         )
 
@@ -105,7 +105,7 @@ class FileSystem:
         """Make a symbolic link."""
         if len(target) > 4095:  # PATH_MAX less the NUL
             raise FsError(errno.ENAMETOOLONG)
-        return await self._journal.create(
+        return await self._journal.create_node(
             parent,
             name,
             mode=stat.S_IFLNK | 0o777,

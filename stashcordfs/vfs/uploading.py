@@ -344,7 +344,6 @@ class Uploader:
             packs=[
                 (p.object_id, p.epoch, p.size, p.filename, list(p.chunks)) for p in parcel.packs
             ],
-            blocks=[(u.live.ino, u.index, u.version, c, u.valid) for u, c in parcel.items],
         )
         await self._journal.wal_sync()  # durable before a byte leaves
         try:

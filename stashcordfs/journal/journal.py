@@ -1,0 +1,303 @@
+"""The facade of whole transactions. Each method is atomic and safe to retry.
+
+Methods are awaited so that a shared database can stand behind them later; with SQLite they do not
+suspend, but for `wal_sync`, `checkpoint` and the batches of `purge`, `truncate`.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import TYPE_CHECKING, Self
+
+import trio
+
+from stashcordfs.errors import FsError
+from stashcordfs.journal import rules
+from stashcordfs.journal.outbox import Outbox
+from stashcordfs.journal.sqlite.database import Database
+from stashcordfs.journal.sqlite.engine import COLUMNS, SqliteEngine, to_attributes
+from stashcordfs.types import ROOT_INO, Attributes, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+XATTR_VALUE_MAX = 65_536  # XATTR_SIZE_MAX, linux/limits.h
+_BATCH = 4000  # rows of a chunk list deleted before others get a turn
+
+
+class Journal(Outbox):
+    """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached."""
+
+    def __init__(self, database: Database, clock_ns: Callable[[], int], writer_epoch: int) -> None:
+        """Use `open` or `create`."""
+        engine = SqliteEngine(database, writer_epoch=writer_epoch)
+        super().__init__(database, engine, clock_ns)
+        self._rules_engine = engine
+
+    @classmethod
+    def open(cls, path: Path, *, clock_ns: Callable[[], int]) -> Self:
+        """Open an existing journal. JournalError when it is missing, damaged or newer."""
+        database = Database(path, create=False)
+        row = database.one("SELECT value FROM local WHERE key = 'writer_epoch'")
+        return cls(database, clock_ns, int(row[0]) if row else 1)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        clock_ns: Callable[[], int],
+        uid: int,
+        gid: int,
+        writer_epoch: int = 1,
+    ) -> Self:
+        """Make a new journal with an empty root folder."""
+        database = Database(path, create=True)
+        journal = cls(database, clock_ns, writer_epoch)
+        now = clock_ns()
+        with database.operation:
+            database.run("INSERT INTO local VALUES ('writer_epoch', ?)", (writer_epoch,))
+            journal._rules_engine.insert_inode(
+                Attributes(ROOT_INO, stat.S_IFDIR | 0o755, 2, uid, gid, 0, 0, now, now, now)
+            )
+        database.commit()
+        return journal
+
+    # ------------------------------------------------------------------ the group
+
+    def commit(self) -> None:
+        """Commit the open group: safe against a killed process."""
+        self._db.commit()
+
+    async def wal_sync(self) -> None:
+        """Commit and make durable: safe against a power cut."""
+        await self._db.sync()
+
+    async def checkpoint(self) -> None:
+        """Let SQLite copy a long WAL back into the database, in a thread."""
+        await self._db.checkpoint()
+
+    def close(self) -> None:
+        """Commit and close."""
+        self._db.close()
+
+    # ------------------------------------------------------------------ names
+
+    async def lookup(self, parent: Ino, name: bytes) -> Attributes | None:
+        """The inode that a name leads to, or None."""
+        return self._engine.entry(parent, name)
+
+    async def getattr(self, ino: Ino) -> Attributes:
+        """The inode; ENOENT when there is none."""
+        found = self._engine.inode(ino)
+        if found is None:
+            raise FsError(errno.ENOENT)
+        return found
+
+    async def create_node(
+        self,
+        parent: Ino,
+        name: bytes,
+        *,
+        mode: int,
+        uid: int,
+        gid: int,
+        now_ns: int,
+        rdev: int = 0,
+        target: bytes | None = None,
+    ) -> Attributes:
+        """Make an inode of any kind with its first name."""
+        with self._db.operation:
+            return rules.create(
+                self._engine, parent, name,
+                mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=now_ns, target=target,
+            )  # fmt: skip
+
+    async def link(self, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
+        """Give an inode one more name."""
+        with self._db.operation:
+            return rules.link(self._engine, ino, parent, name, now_ns=now_ns)
+
+    async def unlink(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
+        """Remove a name; the attributes after, whose nlink may be 0."""
+        with self._db.operation:
+            return rules.unlink(self._engine, parent, name, now_ns=now_ns)
+
+    async def rmdir(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
+        """Remove an empty folder."""
+        with self._db.operation:
+            return rules.rmdir(self._engine, parent, name, now_ns=now_ns)
+
+    async def rename(
+        self,
+        old_parent: Ino,
+        old_name: bytes,
+        new_parent: Ino,
+        new_name: bytes,
+        *,
+        noreplace: bool,
+        exchange: bool,
+        now_ns: int,
+    ) -> Attributes | None:
+        """Rename; what is left of a replaced inode, or None."""
+        with self._db.operation:
+            return rules.rename(
+                self._engine, old_parent, old_name, new_parent, new_name,
+                noreplace=noreplace, exchange=exchange, now_ns=now_ns,
+            )  # fmt: skip
+
+    async def read_dir(
+        self, ino: Ino, after: int, limit: int
+    ) -> list[tuple[int, bytes, Attributes]]:
+        """At most `limit` entries with a cookie greater than `after`, in order."""
+        rows = self._db.all(
+            f"SELECT d.cookie, d.name, {COLUMNS} FROM dirents d JOIN inodes i ON i.ino = d.ino"  # noqa: S608
+            " WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?",
+            (ino, after, limit),
+        )
+        return [(cookie, bytes(name), to_attributes(tuple(rest))) for cookie, name, *rest in rows]
+
+    async def readlink(self, ino: Ino) -> bytes:
+        """A symbolic link's target; EINVAL for anything else."""
+        row = self._db.one("SELECT target FROM symlinks WHERE ino = ?", (ino,))
+        if row is None:
+            raise FsError(errno.EINVAL)
+        return bytes(row[0])
+
+    async def parent_of(self, ino: Ino) -> Ino:
+        """The folder that a folder is in; ENOENT when it was removed."""
+        found = self._engine.folder_of(ino)
+        if found is None:
+            raise FsError(errno.ENOENT)
+        return found
+
+    async def names_of(self, ino: Ino) -> list[tuple[Ino, bytes]]:
+        """Every name of an inode with its folder."""
+        rows = self._db.all("SELECT parent, name FROM dirents WHERE ino = ?", (ino,))
+        return [(Ino(parent), bytes(name)) for parent, name in rows]
+
+    async def paths_of(self, ino: Ino) -> list[bytes]:
+        """Every path of an inode from the root, without a leading slash."""
+        if ino == ROOT_INO:
+            return [b""]
+        paths: list[bytes] = []
+        for parent, name in await self.names_of(ino):
+            above = await self.paths_of(parent)
+            paths.extend(path + b"/" + name if path else name for path in above)
+        return paths
+
+    async def is_below(self, ino: Ino, ancestor: Ino) -> bool:
+        """Whether one of the inode's paths leads through `ancestor`."""
+        if ino == ancestor:
+            return True
+        return any(
+            [parent != ino and await self.is_below(parent, ancestor)
+             for parent, _ in await self.names_of(ino)]
+        )  # fmt: skip
+
+    async def nameless(self) -> list[Ino]:
+        """Inodes that an earlier run left without a name."""
+        return [Ino(row[0]) for row in self._db.all("SELECT ino FROM inodes WHERE nlink = 0")]
+
+    async def usage(self) -> tuple[int, int]:
+        """How many inodes there are, and how many bytes the regular files hold."""
+        return self._engine.inodes, self._engine.bytes
+
+    # ------------------------------------------------------------------ attributes
+
+    async def set_attributes(
+        self,
+        ino: Ino,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        ctime_ns: int | None = None,
+    ) -> Attributes:
+        """Change what is given; the attributes after. The kind of an inode never changes."""
+        found = await self.getattr(ino)
+        after = Attributes(
+            ino=ino,
+            mode=found.mode if mode is None else stat.S_IFMT(found.mode) | stat.S_IMODE(mode),
+            nlink=found.nlink,
+            uid=found.uid if uid is None else uid,
+            gid=found.gid if gid is None else gid,
+            rdev=found.rdev,
+            size=found.size if size is None else size,
+            atime_ns=found.atime_ns if atime_ns is None else atime_ns,
+            mtime_ns=found.mtime_ns if mtime_ns is None else mtime_ns,
+            ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
+        )
+        with self._db.operation:
+            self._engine.update_inode(after)
+            if after.size != found.size:
+                self._engine.set_size(found, after.size)
+        return after
+
+    async def truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
+        """Set the size; what the chunk list and the dirty rows have beyond it goes."""
+        await self.set_attributes(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
+        edge, cut = divmod(size, block_bytes)
+        first = edge + bool(cut)
+        with self._db.operation:
+            if cut:
+                self._db.run(
+                    "UPDATE chunk_list SET valid_length = min(valid_length, ?)"
+                    " WHERE ino = ? AND idx = ?",
+                    (cut, ino, edge),
+                )
+            self._db.run("DELETE FROM dirty WHERE ino = ? AND idx >= ?", (ino, first))
+            self._db.run("DELETE FROM chunk_list WHERE ino = ? AND idx >= ?", (ino, first))
+
+    async def purge(self, ino: Ino) -> None:
+        """Forget an inode without a name, its chunk list in batches so that others get a turn."""
+        while True:
+            with self._db.operation:
+                self._db.run(
+                    "DELETE FROM chunk_list WHERE ino = ?1 AND idx IN"
+                    " (SELECT idx FROM chunk_list WHERE ino = ?1 LIMIT ?2)",
+                    (ino, _BATCH),
+                )
+                gone = self._db.changes()
+            if gone < _BATCH:
+                break
+            await trio.lowlevel.checkpoint()
+        with self._db.operation:
+            for table in ("dirty", "cached", "generations"):
+                self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
+            self._engine.delete_inode(ino)
+
+    # ------------------------------------------------------------------ extended attributes
+
+    async def get_xattr(self, ino: Ino, name: bytes) -> bytes:
+        """A value; ENODATA when there is none."""
+        row = self._db.one("SELECT value FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
+        if row is None:
+            raise FsError(errno.ENODATA)
+        return bytes(row[0])
+
+    async def set_xattr(self, ino: Ino, name: bytes, value: bytes, *, now_ns: int) -> None:
+        """Set a value. ERANGE for a name over 255 bytes, E2BIG for a value over 64 KiB."""
+        if len(name) > rules.NAME_MAX:
+            raise FsError(errno.ERANGE)
+        if len(value) > XATTR_VALUE_MAX:
+            raise FsError(errno.E2BIG)
+        await self.set_attributes(ino, ctime_ns=now_ns)
+        with self._db.operation:
+            self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
+
+    async def list_xattrs(self, ino: Ino) -> list[bytes]:
+        """Names."""
+        return [bytes(r[0]) for r in self._db.all("SELECT name FROM xattrs WHERE ino=?", (ino,))]
+
+    async def remove_xattr(self, ino: Ino, name: bytes, *, now_ns: int) -> None:
+        """Remove one; ENODATA when there is none."""
+        await self.get_xattr(ino, name)
+        await self.set_attributes(ino, ctime_ns=now_ns)
+        with self._db.operation:
+            self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))

@@ -1,0 +1,243 @@
+"""The data half of the journal: chunk lists, packs, uploads under way, and what is cached here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stashcordfs.journal.engine import ChunkEntry, Intent
+from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from stashcordfs.journal.sqlite.database import Database
+    from stashcordfs.journal.sqlite.engine import SqliteEngine
+
+_ENTRY = """
+SELECT c.chunk_id, p.object_id, p.epoch, c.number, c.offset, c.length, c.plain_length, c.codec,
+       p.channel, p.message, p.attachment, p.filename, p.size, l.valid_length
+FROM chunk_list l JOIN chunks c ON c.id = l.chunk JOIN packs p ON p.id = c.pack
+WHERE l.ino = ? AND l.idx = ?
+"""
+
+_INTENDED_CHUNK = """
+INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?)
+ON CONFLICT (chunk_id) DO UPDATE SET
+    pack = excluded.pack, number = excluded.number, offset = excluded.offset,
+    length = excluded.length, plain_length = excluded.plain_length, codec = excluded.codec
+WHERE (SELECT message FROM packs WHERE id = chunks.pack) = 0
+"""  # a confirmed place stays: the new one is then a second copy that nothing refers to
+
+_REFER = """
+INSERT OR REPLACE INTO chunk_list
+SELECT ?1, ?2, c.id, ?4 FROM chunks c JOIN packs p ON p.id = c.pack
+WHERE c.chunk_id = ?3 AND p.message != 0 AND EXISTS (SELECT 1 FROM inodes WHERE ino = ?1)
+"""
+
+Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
+
+
+class Outbox:
+    """What uploading, reading and the block cache keep in the journal."""
+
+    def __init__(
+        self, database: Database, engine: SqliteEngine, clock_ns: Callable[[], int]
+    ) -> None:
+        """Share the database with the names."""
+        self._db = database
+        self._engine = engine
+        self._clock_ns = clock_ns
+
+    # ------------------------------------------------------------------ chunk lists
+
+    async def chunk_at(self, ino: Ino, index: int) -> ChunkEntry | None:
+        """The chunk list's entry of a block; None is a hole."""
+        row = self._db.one(_ENTRY, (ino, index))
+        if row is None:
+            return None
+        chunk_id, pack, epoch, number, offset, length, plain, codec, *where, valid = row
+        channel, message, attachment, filename, size = where
+        return ChunkEntry(
+            ChunkRef(
+                ChunkId(bytes(chunk_id)), ObjectId(bytes(pack)), epoch, number,
+                offset, length, plain, codec,
+            ),
+            Location(channel, message, attachment, filename, size),
+            valid,
+        )  # fmt: skip
+
+    async def find_chunk(self, chunk_id: ChunkId) -> int | None:
+        """A chunk that Discord is known to have, by its keyed hash."""
+        row = self._db.one(
+            "SELECT c.id FROM chunks c JOIN packs p ON p.id = c.pack"
+            " WHERE c.chunk_id = ? AND p.message != 0",
+            (chunk_id,),
+        )
+        return None if row is None else int(row[0])
+
+    async def commit_chunks(self, items: Iterable[tuple[Ino, int, ChunkId, int]]) -> None:
+        """Let blocks (ino, index, chunk, valid length) refer to confirmed chunks.
+
+        One transaction: the caller keeps it at 128 at most. An inode that is gone is passed over.
+        """
+        with self._db.operation:
+            for item in items:
+                self._db.run(_REFER, item)
+
+    async def blocks_bytes(self, ino: Ino) -> int:
+        """How many bytes the chunk list holds, holes not counted."""
+        row = self._db.one("SELECT sum(valid_length) FROM chunk_list WHERE ino = ?", (ino,))
+        return int(row[0] or 0) if row else 0
+
+    # ------------------------------------------------------------------ uploads
+
+    async def add_intent(
+        self, *, nonce: str, channel: int, after_message: int, packs: Sequence[Pack]
+    ) -> int:
+        """Record packs that are about to be posted. Durable after the next `wal_sync`."""
+        ids = self._engine.ids
+        with self._db.operation:
+            intent = ids.take()
+            self._db.run(
+                "INSERT INTO intents VALUES (?,?,?,?,?)",
+                (intent, nonce, channel, after_message, self._clock_ns()),
+            )
+            for object_id, epoch, size, filename, chunks in packs:
+                pack = ids.take()
+                self._db.run(
+                    "INSERT INTO packs VALUES (?,?,?,?,0,0,0,?)",
+                    (pack, object_id, epoch, size, filename),
+                )
+                self._db.run("INSERT INTO intent_packs VALUES (?,?)", (intent, pack))
+                for c in chunks:
+                    self._db.run(
+                        _INTENDED_CHUNK,
+                        (
+                            ids.take(), c.chunk_id, pack, c.number, c.offset, c.length,
+                            c.plain_length, c.codec,
+                        ),
+                    )  # fmt: skip
+        return intent
+
+    async def confirm_intent_packs(
+        self, intent: int, locations: Mapping[ObjectId, Location]
+    ) -> None:
+        """Discord has these packs, here. Their chunks may be referred to."""
+        with self._db.operation:
+            for object_id, at in locations.items():
+                self._db.run(
+                    "UPDATE packs SET channel=?, message=?, attachment=?, filename=?"
+                    " WHERE object_id=? AND id IN (SELECT pack FROM intent_packs WHERE intent=?)",
+                    (at.channel, at.message, at.attachment, at.filename, object_id, intent),
+                )
+
+    async def close_intent(self, intent: int) -> None:
+        """The upload is settled: nothing more hangs on it."""
+        with self._db.operation:
+            self._db.run("DELETE FROM intent_packs WHERE intent = ?", (intent,))
+            self._db.run("DELETE FROM intents WHERE id = ?", (intent,))
+
+    async def abandon_intent(self, intent: int) -> None:
+        """The upload did not happen: its packs are no more, its chunks unknown."""
+        with self._db.operation:
+            doomed = (
+                "SELECT pack FROM intent_packs JOIN packs p ON p.id = pack"
+                " WHERE intent = ? AND p.message = 0"
+            )
+            self._db.run(f"DELETE FROM chunks WHERE pack IN ({doomed})", (intent,))  # noqa: S608
+            self._db.run(f"DELETE FROM packs WHERE id IN ({doomed})", (intent,))  # noqa: S608
+        await self.close_intent(intent)
+
+    async def open_intents(self) -> list[Intent]:
+        """Uploads whose outcome the journal does not know, oldest first."""
+        found = []
+        for intent, nonce, after in self._db.all(
+            "SELECT id, nonce, after_message FROM intents ORDER BY id"
+        ):
+            packs = self._db.all(
+                "SELECT p.object_id, p.filename FROM intent_packs i JOIN packs p ON p.id = i.pack"
+                " WHERE i.intent = ?",
+                (intent,),
+            )
+            names = {ObjectId(bytes(oid)): name for oid, name in packs}
+            found.append(Intent(intent, nonce, after, names))
+        return found
+
+    # ------------------------------------------------------------------ what is only here
+
+    async def put_dirty(self, ino: Ino, rows: Iterable[tuple[int, int, int]]) -> None:
+        """Blocks (index, version, page bitmap) whose local bytes have just been synced."""
+        with self._db.operation:
+            for index, version, pages in rows:
+                bitmap = pages.to_bytes((pages.bit_length() + 7) // 8, "little")
+                self._db.run(
+                    "INSERT OR REPLACE INTO dirty VALUES (?,?,?,?)", (ino, index, version, bitmap)
+                )
+
+    async def drop_dirty(self, ino: Ino, rows: Iterable[tuple[int, int]]) -> None:
+        """Blocks (index, version) that Discord has up to this version."""
+        with self._db.operation:
+            for index, version in rows:
+                self._db.run(
+                    "DELETE FROM dirty WHERE ino = ? AND idx = ? AND version <= ?",
+                    (ino, index, version),
+                )
+
+    async def all_dirty(self) -> list[tuple[Ino, int, int]]:
+        """Every synced block that is not on Discord: inode, index, page bitmap."""
+        rows = self._db.all("SELECT ino, idx, pages FROM dirty ORDER BY version")
+        return [(Ino(i), n, int.from_bytes(bytes(pages), "little")) for i, n, pages in rows]
+
+    async def local_generations(self) -> list[tuple[Ino, int]]:
+        """Local files that are not of generation 0."""
+        rows = self._db.all("SELECT ino, generation FROM generations")
+        return [(Ino(ino), generation) for ino, generation in rows]
+
+    async def set_local_generation(self, ino: Ino, generation: int) -> None:
+        """Another local file is the inode's own from now on."""
+        with self._db.operation:
+            self._db.run("INSERT OR REPLACE INTO generations VALUES (?,?)", (ino, generation))
+
+    async def cached_add(self, keys: Iterable[int]) -> None:
+        """Blocks (`ino << 32 | index`) of which every byte is in the local file."""
+        with self._db.operation:
+            for key in keys:
+                self._db.run(
+                    "INSERT OR IGNORE INTO cached VALUES (?,?)", (key >> 32, key & 0xFFFFFFFF)
+                )
+
+    async def cached_remove(self, keys: Iterable[int]) -> None:
+        """Forget that these blocks are here."""
+        with self._db.operation:
+            for key in keys:
+                self._db.run(
+                    "DELETE FROM cached WHERE ino = ? AND idx = ?", (key >> 32, key & 0xFFFFFFFF)
+                )
+
+    async def cached_all(self) -> list[int]:
+        """Every block that is here whole."""
+        return [ino << 32 | n for ino, n in self._db.all("SELECT ino, idx FROM cached")]
+
+    async def cached_beyond(self, ino: Ino, first: int) -> list[int]:
+        """Blocks of an inode that are here whole, from an index on."""
+        rows = self._db.all("SELECT idx FROM cached WHERE ino = ? AND idx >= ?", (ino, first))
+        return [ino << 32 | row[0] for row in rows]
+
+    async def reserve_versions(self, count: int) -> int:
+        """The start of a range of `count` versions, never given before; durable at once enough.
+
+        A range that a power cut takes back was used for marks that the same cut made void.
+        """
+        self._engine.versions.reserve(count)
+        self._db.commit()
+        return self._engine.versions.take(count)
+
+    async def get_local(self, key: str) -> str | None:
+        """A fact of this machine."""
+        row = self._db.one("SELECT value FROM local WHERE key = ?", (key,))
+        return None if row is None else str(row[0])
+
+    async def set_local(self, key: str, value: str) -> None:
+        """Keep a fact of this machine."""
+        with self._db.operation:
+            self._db.run("INSERT OR REPLACE INTO local VALUES (?,?)", (key, value))

@@ -1,0 +1,3 @@
+"""SQLite as the journal's engine, through apsw. Nothing outside `journal` imports this."""
+
+from __future__ import annotations

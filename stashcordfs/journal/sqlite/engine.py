@@ -1,0 +1,161 @@
+"""The engine over SQLite: each primitive of `journal.engine.Engine` is one indexed statement."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING
+
+from stashcordfs.types import ROOT_INO, Attributes, Ino
+
+if TYPE_CHECKING:
+    from stashcordfs.journal.sqlite.database import Database
+
+COLUMNS = "i.ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns"
+_AS_STORED = "ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns"
+_NUMBERS_AT_ONCE = 4096
+
+
+def to_attributes(row: tuple[int, ...]) -> Attributes:
+    """An inode from `COLUMNS`."""
+    ino, *rest = row
+    return Attributes(Ino(ino), *rest)
+
+
+class Counter:
+    """Numbers never used twice. A range is reserved in the journal before its first is given."""
+
+    def __init__(self, database: Database, key: str, *, first: int) -> None:
+        """`key` is its row in the table `local`."""
+        self._database = database
+        self._key = key
+        self._next = self._end = 0
+        self._first = first
+        self._seen_rollbacks = 0
+
+    def take(self, count: int = 1) -> int:
+        """The first of `count` numbers in a row."""
+        if self._seen_rollbacks != self._database.rollbacks:
+            self._seen_rollbacks = self._database.rollbacks
+            if self._stored() < self._end:  # the reservation was rolled back
+                self._next = self._end = 0
+        if self._next + count > self._end:
+            self.reserve(max(count, _NUMBERS_AT_ONCE))
+        self._next += count
+        return self._next - count
+
+    def reserve(self, count: int) -> None:
+        """Begin a new range, past everything reserved before."""
+        self._next = self._stored()
+        self._end = self._next + count
+        self._database.begin()
+        self._database.run("INSERT OR REPLACE INTO local VALUES (?, ?)", (self._key, self._end))
+
+    def _stored(self) -> int:
+        row = self._database.one("SELECT value FROM local WHERE key = ?", (self._key,))
+        return int(row[0]) if row else self._first
+
+
+class SqliteEngine:
+    """Satisfies `journal.engine.Engine`. Keeps the counts for statfs as it goes."""
+
+    def __init__(self, database: Database, *, writer_epoch: int) -> None:
+        """Numbers carry the writer epoch, so that two writers never make the same."""
+        self._db = database
+        high = writer_epoch << 40
+        self.inos = Counter(database, "next_ino", first=high | 2)
+        self.ids = Counter(database, "next_id", first=high | 16)
+        self.versions = Counter(database, "next_version", first=1)
+        row = database.one(
+            "SELECT count(*), coalesce(sum(size) FILTER (WHERE mode & ?1 = ?2), 0) FROM inodes",
+            (stat.S_IFMT(0o170000), stat.S_IFREG),
+        )
+        assert row is not None
+        self.inodes, self.bytes = int(row[0]), int(row[1])
+
+    def inode(self, ino: Ino) -> Attributes | None:
+        """The inode, or None."""
+        row = self._db.one(f"SELECT {COLUMNS} FROM inodes i WHERE ino = ?", (ino,))  # noqa: S608  constants
+        return None if row is None else to_attributes(row)
+
+    def new_ino(self) -> Ino:
+        """A number never used before."""
+        return Ino(self.inos.take())
+
+    def insert_inode(self, attributes: Attributes) -> None:
+        """Store a new inode."""
+        self._db.run(
+            f"INSERT INTO inodes ({_AS_STORED}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
+            self._row(attributes),
+        )
+        self.inodes += 1
+
+    def update_inode(self, attributes: Attributes) -> None:
+        """Store an inode anew, but for its size, which `set_size` alone changes."""
+        ino, mode, nlink, uid, gid, rdev, _, *times = self._row(attributes)
+        self._db.run(
+            "UPDATE inodes SET mode=?, nlink=?, uid=?, gid=?, rdev=?,"
+            " atime_ns=?, mtime_ns=?, ctime_ns=? WHERE ino=?",
+            (mode, nlink, uid, gid, rdev, *times, ino),
+        )
+
+    @staticmethod
+    def _row(a: Attributes) -> tuple[int, ...]:
+        return (
+            a.ino, a.mode, a.nlink, a.uid, a.gid, a.rdev, a.size,
+            a.atime_ns, a.mtime_ns, a.ctime_ns,
+        )  # fmt: skip
+
+    def set_size(self, found: Attributes, size: int) -> None:
+        """Change a file's size."""
+        self._db.run("UPDATE inodes SET size=? WHERE ino=?", (size, found.ino))
+        if stat.S_ISREG(found.mode):
+            self.bytes += size - found.size
+
+    def delete_inode(self, ino: Ino) -> None:
+        """Forget the inode with its link target and extended attributes."""
+        found = self.inode(ino)
+        if found is None:
+            return
+        self._db.run("DELETE FROM inodes WHERE ino = ?", (ino,))
+        self._db.run("DELETE FROM xattrs WHERE ino = ?", (ino,))
+        if stat.S_ISLNK(found.mode):
+            self._db.run("DELETE FROM symlinks WHERE ino = ?", (ino,))
+        self.inodes -= 1
+        if stat.S_ISREG(found.mode):
+            self.bytes -= found.size
+
+    def entry(self, parent: Ino, name: bytes) -> Attributes | None:
+        """The inode that a name leads to."""
+        row = self._db.one(
+            f"SELECT {COLUMNS} FROM dirents d JOIN inodes i ON i.ino = d.ino"  # noqa: S608
+            " WHERE d.parent = ? AND d.name = ?",
+            (parent, name),
+        )
+        return None if row is None else to_attributes(row)
+
+    def insert_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """Store a name, after all others of its folder."""
+        self._db.run("INSERT INTO dirents VALUES (?,?,?,?)", (parent, self.ids.take(), name, ino))
+
+    def delete_entry(self, parent: Ino, name: bytes) -> None:
+        """Remove a name."""
+        self._db.run("DELETE FROM dirents WHERE parent=? AND name=?", (parent, name))
+
+    def set_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """Let an existing name lead elsewhere."""
+        self._db.run("UPDATE dirents SET ino=? WHERE parent=? AND name=?", (ino, parent, name))
+
+    def has_entries(self, parent: Ino) -> bool:
+        """Whether a folder holds anything."""
+        return self._db.one("SELECT 1 FROM dirents WHERE parent=? LIMIT 1", (parent,)) is not None
+
+    def folder_of(self, ino: Ino) -> Ino | None:
+        """A folder that holds the inode, None without one."""
+        if ino == ROOT_INO:
+            return ROOT_INO
+        row = self._db.one("SELECT parent FROM dirents WHERE ino=? LIMIT 1", (ino,))
+        return None if row is None else Ino(row[0])
+
+    def set_target(self, ino: Ino, target: bytes) -> None:
+        """Store a symbolic link's target."""
+        self._db.run("INSERT INTO symlinks VALUES (?,?)", (ino, target))

@@ -1,0 +1,97 @@
+"""The schema, explained beside its tables, and its versioned migrations.
+
+Two kinds of tables. *Replicated* ones are the volume: what segments and checkpoints will carry to
+Discord (session extension: primary keys never null, no triggers, no foreign-key actions). *Local*
+ones are this machine's alone. Integers named `ino`, `cookie` or `id` come from counters and are
+never used twice; times are in ns since the epoch.
+"""
+
+from __future__ import annotations
+
+from stashcordfs.errors import JournalError
+
+APPLICATION_ID = 0x53544644  # "STFD"
+VERSION = 1
+
+REPLICATED = """
+-- One row a fact about the volume.
+CREATE TABLE volume (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+-- One row an inode. nlink 0: without a name, purged when its last handle closes or at the start.
+CREATE TABLE inodes (
+    ino INTEGER NOT NULL PRIMARY KEY,
+    mode INTEGER NOT NULL, nlink INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    rdev INTEGER NOT NULL, size INTEGER NOT NULL,
+    atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL);
+CREATE INDEX inodes_nameless ON inodes (ino) WHERE nlink = 0;
+
+-- One row a name. `cookie` orders a folder's entries for readdir: it grows, so that a listing goes
+-- on rightly while names come and go. Cookies below 16 are kept for "." and "..".
+CREATE TABLE dirents (
+    parent INTEGER NOT NULL, cookie INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
+    PRIMARY KEY (parent, cookie)) WITHOUT ROWID;
+CREATE UNIQUE INDEX dirents_name ON dirents (parent, name);
+CREATE INDEX dirents_ino ON dirents (ino);
+
+-- A symbolic link's target, at most 4095 bytes.
+CREATE TABLE symlinks (ino INTEGER NOT NULL PRIMARY KEY, target BLOB NOT NULL);
+
+-- Extended attributes.
+CREATE TABLE xattrs (
+    ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (ino, name)) WITHOUT ROWID;
+
+-- A file's chunk list. No row is a hole. Beyond valid_length the block is zero, whatever the chunk
+-- holds: a truncation cuts here and sends nothing.
+CREATE TABLE chunk_list (
+    ino INTEGER NOT NULL, idx INTEGER NOT NULL, chunk INTEGER NOT NULL,
+    valid_length INTEGER NOT NULL,
+    PRIMARY KEY (ino, idx)) WITHOUT ROWID;
+
+-- One row a chunk: its keyed hash and its place in a pack. `number` is also the nonce.
+CREATE TABLE chunks (
+    id INTEGER NOT NULL PRIMARY KEY, chunk_id BLOB NOT NULL UNIQUE, pack INTEGER NOT NULL,
+    number INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
+    plain_length INTEGER NOT NULL, codec INTEGER NOT NULL);
+CREATE INDEX chunks_pack ON chunks (pack);
+
+-- One row a pack (one attachment). message 0: intended only, not confirmed by Discord.
+CREATE TABLE packs (
+    id INTEGER NOT NULL PRIMARY KEY, object_id BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL,
+    size INTEGER NOT NULL, channel INTEGER NOT NULL, message INTEGER NOT NULL,
+    attachment INTEGER NOT NULL, filename TEXT NOT NULL);
+"""
+
+LOCAL = """
+-- Facts of this machine: counters, boot ids.
+CREATE TABLE local (key TEXT NOT NULL PRIMARY KEY, value) WITHOUT ROWID;
+
+-- The outbox: an upload is here, durably, before its first byte leaves.
+CREATE TABLE intents (
+    id INTEGER NOT NULL PRIMARY KEY, nonce TEXT NOT NULL, channel INTEGER NOT NULL,
+    after_message INTEGER NOT NULL, created_ns INTEGER NOT NULL);
+CREATE TABLE intent_packs (
+    intent INTEGER NOT NULL, pack INTEGER NOT NULL, PRIMARY KEY (intent, pack)) WITHOUT ROWID;
+
+-- What fsync made durable of blocks that are not on Discord: which pages of the local file count.
+CREATE TABLE dirty (
+    ino INTEGER NOT NULL, idx INTEGER NOT NULL, version INTEGER NOT NULL, pages BLOB NOT NULL,
+    PRIMARY KEY (ino, idx)) WITHOUT ROWID;
+
+-- Which generation of the local file is an inode's own. No row: 0.
+CREATE TABLE generations (ino INTEGER NOT NULL PRIMARY KEY, generation INTEGER NOT NULL);
+
+-- Blocks of which every byte is in the local file, as ino and index.
+CREATE TABLE cached (
+    ino INTEGER NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (ino, idx)) WITHOUT ROWID;
+"""
+
+# Step n leads from version n to n + 1. Version 0 is an empty file.
+MIGRATIONS: tuple[str, ...] = (REPLICATED + LOCAL,)
+
+
+def check_version(found: int) -> None:
+    """Refuse a journal that a newer program has written."""
+    if found > VERSION:
+        msg = f"the journal has format {found}, this program knows {VERSION}: use a newer program"
+        raise JournalError(msg)
