@@ -384,13 +384,13 @@ class DiscordClient:
             )
         headers["Content-Type"] = call.body.content_type
         headers["Content-Length"] = str(call.body.size_bytes)
-        headers["User-Agent"] = _USER_AGENT
-        return httpx.Request(
-            call.route.method,
-            url,
-            headers=headers,
+        bare = self._api.build_request(call.route.method, url, headers=headers)
+        return httpx.Request(  # a stream of ours is not wrapped, but nor are headers added
+            bare.method,
+            bare.url,
+            headers=bare.headers,
             stream=call.body,
-            extensions={"timeout": self._api.timeout.as_dict()},
+            extensions=bare.extensions,
         )
 
     def _usable_token(self) -> str:

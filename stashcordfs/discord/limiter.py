@@ -76,7 +76,8 @@ class _Bucket:
 
         Answers overtake each other, so nothing here may raise `spare` beyond what the lowest
         Remaining of the window leaves to the requests still in flight, and `end` only grows. An
-        old window's answer that is taken for the new one's costs a moment, never a 429.
+        old window's answer that is taken for the new one's costs a moment, never a 429. Only an
+        answer that was on its way back for half a window could be taken for an old one's.
         """
         end = now + reset_after
         others = max(0, self.in_flight - 1)

@@ -59,7 +59,10 @@ def simulate(
     lost: float,
     seed: int,
 ) -> tuple[Server, float]:
-    """Requests with random transit times, some of whose answers are lost; the time all took."""
+    """Requests with random transit times, some of whose answers are lost; the time all took.
+
+    Uploads may take longer than a window; an answer's way back takes a part of one.
+    """
     rng = random.Random(seed)
     server, limiter = Server(limit, period), RateLimiter()
     order = itertools.count()
@@ -79,7 +82,8 @@ def simulate(
             gone = rng.random() < lost
             server.lost += gone
             back = what.replace("answer", "back")
-            push(now + rng.uniform(0.001, spread), back, None if gone else server.headers(now))
+            took = rng.uniform(0.001, min(spread, period / 3))
+            push(now + took, back, None if gone else server.headers(now))
         elif what.startswith("back"):
             flying -= 1
             status = int(what.split()[1])
