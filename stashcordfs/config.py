@@ -62,6 +62,12 @@ class Secret:
         kind = self._reference.partition(":")[0]
         return kind if kind in {"env", "file", "cmd", "credential"} else "plain"
 
+    def absolute_reference(self) -> str:
+        """The reference of a file, for a process with another working directory."""
+        return "file:" + os.path.abspath(  # noqa: PTH100  links are kept as given
+            Path(self._reference.partition(":")[2]).expanduser()
+        )
+
     def reveal(self) -> str:
         """Return the value; UsageError says what to do when it cannot be had."""
         if self._value is None:

@@ -1,0 +1,175 @@
+"""`mount`: in the background by default, returning when mounted or with the daemon's own error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
+
+import click
+
+from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path
+from stashcordfs.cli.output import read_secret
+from stashcordfs.config import PREFIX, SETTING_NAMES, Settings
+from stashcordfs.errors import StashcordError, UsageError
+from stashcordfs.volumes import VolumeBusy, VolumeDir
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stashcordfs.cli.main import Globals
+
+_SECRETS = ("token", "passphrase")
+
+
+@click.command("mount")
+@click.argument("name")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--foreground", is_flag=True, help="Stay, and log to the terminal.")
+@click.option("-o", "options", multiple=True, help="Mount options and settings, by comma.")
+@click.option("--ready-fd", type=int, hidden=True, help="Where to tell that it is mounted.")
+@click.pass_obj
+def command(
+    globals_: Globals,
+    name: str,
+    mountpoint: Path,
+    foreground: bool,
+    options: tuple[str, ...],
+    ready_fd: int | None,
+) -> None:
+    """Mount the volume NAME on the empty directory MOUNTPOINT.
+
+    -o takes ro, noatime, allow_other, and any setting, such as cache_bytes=5GiB.
+    """
+    flags, mount_options = split_options(options)
+    settings = globals_.settings(volume=name, flags=flags)
+    if foreground:
+        os.environ.update(export(globals_, settings, flags))  # what SIGHUP reads again
+        _run(settings, name, real_path(mountpoint), mount_options, ready_fd)
+    else:
+        start_daemon(globals_, settings, name, mountpoint, options=options, flags=flags)
+
+
+def split_options(options: Sequence[str]) -> tuple[dict[str, object], dict[str, str | bool]]:
+    """-o values, as settings and as options of the mount itself."""
+    flags: dict[str, object] = {}
+    mount_options: dict[str, str | bool] = {}
+    for option in filter(None, ",".join(options).split(",")):
+        key, has_value, value = option.partition("=")
+        if key in _SECRETS:
+            raise UsageError(f"-o {key}: not here, where others see it; set {PREFIX}{key.upper()}")
+        if key in SETTING_NAMES:
+            flags[key] = value if has_value else "true"
+        else:
+            mount_options[key] = value if has_value else True
+    return flags, mount_options
+
+
+def export(
+    globals_: Globals, settings: Settings, flags: Mapping[str, object] | None = None
+) -> dict[str, str]:
+    """The environment in which the daemon, elsewhere and later, finds the same settings."""
+    environment = globals_.environment()
+    for name, value in (flags or {}).items():
+        environment[PREFIX + name.upper()] = str(value)
+    environment[PREFIX + "STATE_DIR"] = str(settings.state_dir)
+    for name in _SECRETS:
+        secret = getattr(settings, name)
+        if secret is not None and secret.kind == "file":
+            environment[PREFIX + name.upper()] = secret.absolute_reference()
+    return environment
+
+
+def start_daemon(
+    globals_: Globals,
+    settings: Settings,
+    name: str,
+    mountpoint: Path,
+    *,
+    options: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+    extra_environment: Mapping[str, str] | None = None,
+) -> None:
+    """Start `mount --foreground` detached; return when it has mounted, or raise its error."""
+    volume = VolumeDir(settings.state_dir, name)
+    volume.read_record()
+    place = real_path(mountpoint)
+    prepare_mountpoint(place, settings.state_dir)
+    if (pid := volume.holder()) is not None:
+        raise VolumeBusy(f"volume {name} is in use by process {pid}: mounted already?", pid=pid)
+    environment = {**export(globals_, settings, flags), **(extra_environment or {})}
+    if settings.passphrase is None and not (extra_environment or {}).get(PREFIX + "PASSPHRASE"):
+        passphrase = read_secret(f"Passphrase of {name}", variable=PREFIX + "PASSPHRASE")
+        environment[PREFIX + "PASSPHRASE"] = f"plain:{passphrase}"
+    read_end, write_end = os.pipe()
+    argv = [sys.executable, "-m", "stashcordfs.cli.main", "mount", "--foreground"]
+    argv += ["--ready-fd", str(write_end)]
+    argv += [part for option in options for part in ("-o", option)]
+    with tempfile.TemporaryFile() as errors, open(read_end, encoding="utf-8") as told:  # noqa: PTH123  a descriptor
+        try:
+            process = subprocess.Popen(
+                [*argv, "--", name, str(place)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=[write_end],
+                start_new_session=True,
+                env=environment,
+                cwd="/",
+            )
+        finally:
+            os.close(write_end)
+        answer = told.read()
+        if answer:
+            return
+        code = process.wait()
+        raise _failure(errors, code, log=volume.log_path)
+
+
+def _failure(errors: IO[bytes], code: int, *, log: Path) -> StashcordError:
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").strip().splitlines()
+    last = lines[-1] if lines else f"the daemon ended with code {code}"
+    text = last.removeprefix("stashcordfs: error: ")
+    if code == UsageError.exit_code:
+        return UsageError(text)
+    return StashcordError(text if lines and text != last else f"{text}; see {log}")
+
+
+def _run(
+    settings: Settings,
+    name: str,
+    mountpoint: Path,
+    options: Mapping[str, str | bool],
+    ready_fd: int | None,
+) -> None:
+    from stashcordfs.daemon import run_mount
+    from stashcordfs.ops.logging import configure_logging
+
+    volume = VolumeDir(settings.state_dir, name)
+    volume.read_record()
+    prepare_mountpoint(mountpoint, settings.state_dir)
+    redactor = configure_logging(
+        level=settings.log_level,
+        log_format=settings.log_format,
+        file=volume.log_path if ready_fd is not None else None,
+    )
+    for secret in _SECRETS:
+        if (value := getattr(settings, secret)) is not None:
+            redactor.add(value.reveal())
+
+    def ready() -> None:
+        if ready_fd is None:
+            return
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 2)  # until here the starter reads our last words
+        os.close(null)
+        with contextlib.suppress(BrokenPipeError), open(ready_fd, "w", encoding="utf-8") as told:  # noqa: PTH123  a descriptor
+            json.dump({"ready": True}, told)
+
+    run_mount(settings, name, mountpoint, cast("dict[str, str | bool]", options), ready)

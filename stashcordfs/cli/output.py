@@ -1,0 +1,74 @@
+"""What a person sees: tables and progress, coloured and moving on a terminal, plain otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from stashcordfs.config import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table for a terminal; tab-separated lines with a header for a program."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            click.echo("\t".join(row))
+        return
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def follow(events: Iterable[dict[str, Any]], *, label: str) -> dict[str, Any]:
+    """Show how `pending_bytes` falls, until the events end; return the last event."""
+    last: dict[str, Any] = {}
+    if not sys.stderr.isatty():
+        for event in events:
+            last = event
+        return last
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[left]} left"),
+        TimeElapsedColumn(),
+        TextColumn("[red]{task.fields[trouble]}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task: TaskID | None = None
+        most = 0
+        for event in events:
+            last = event
+            pending = int(event.get("pending_bytes", 0))
+            most = max(most, pending)
+            if task is None:
+                task = progress.add_task(label, total=None, left="", trouble="")
+            progress.update(
+                task,
+                total=most or 1,
+                completed=most - pending if most else 1,
+                left=format_size(pending),
+                trouble=str(event.get("last_error") or ""),
+            )
+    return last
+
+
+def read_secret(question: str, *, variable: str, confirm: bool = False) -> str:
+    """Ask on the terminal, or return what the environment has. Without either it is wrong use."""
+    given = os.environ.get(variable)
+    if given:
+        return given
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question}: set {variable}, since there is no terminal to ask on")
+    answer: str = click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
+    return answer
