@@ -73,7 +73,7 @@ Files that you put there are stored, encrypted, on a Discord-like server on this
   stashcordfs sync {place}                wait until the server has everything
   stashcordfs demo --stop {place}         stop it; the same command without --stop goes on
 
-The command lies in {Path(os.path.abspath(sys.executable)).parent}."""
+The command lies in {Path(sys.executable).parent}."""
     )
 
 

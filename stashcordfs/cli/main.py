@@ -5,6 +5,7 @@ Each command lives in its own module and is imported when it is called, so that 
 
 from __future__ import annotations
 
+# ruff: noqa: ARG002  click hands its context to methods that need none
 import importlib
 import os
 import sys

@@ -5,6 +5,7 @@ The commands mount, umount, demo, status and sync share it. Nothing here talks t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -115,13 +116,11 @@ def find_users(mountpoint: Path, proc: Path = Path("/proc")) -> list[str]:
 def _links(process: Path) -> list[str]:
     found = []
     candidates = [process / "cwd", process / "root", process / "exe"]
-    try:
+    with contextlib.suppress(OSError):  # ended, or another user's
         candidates += list((process / "fd").iterdir())
-    except OSError:  # ended, or another user's
-        pass
     for link in candidates:
         try:
-            found.append(os.readlink(link))
+            found.append(str(link.readlink()))
         except OSError:
             continue
     try:

@@ -62,10 +62,10 @@ def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
 
 def _drain(control: ControlClient, name: str) -> int:
     try:
-        follow(control.stream("drain"), label=f"Uploading {name}")
-        return 0
+        last = follow(control.stream("drain"), label=f"Uploading {name}")
     except KeyboardInterrupt:
         raise StashcordError(
             f"interrupted: {name} stays mounted and uploading goes on; "
             "stashcordfs umount --no-wait unmounts without waiting"
         ) from None
+    return int(last.get("pending_bytes", 0))
