@@ -19,7 +19,7 @@ import errno
 import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -62,7 +62,8 @@ class CacheLimits:
     deadline_s: float = 60.0
 
 
-class Uploaded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Uploaded:
     """A block as it was copied for an upload: its version then, and how many bytes are valid."""
 
     live: Live
@@ -404,7 +405,9 @@ class Blocks:
 
     async def uploaded(self, items: Iterable[Uploaded]) -> None:
         """Blocks whose new chunk the journal refers to, durably."""
-        for live, index, dirty, version, valid in items:
+        for item in items:
+            live, index, dirty = item.live, item.index, item.dirty
+            version, valid = item.version, item.valid
             dirty.sealing = False
             if live.dirty.get(index) is not dirty:
                 continue

@@ -1,0 +1,110 @@
+"""One mount's session with the kernel: mounting, serving, ending. One per process (pyfuse3)."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyfuse3
+
+from stashcordfs.errors import StashcordError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from stashcordfs.fuse.operations import StashcordOperations
+
+log = logging.getLogger(__name__)
+
+_FLAGS = frozenset(
+    {"allow_other", "allow_root", "ro", "noatime", "nodev", "dev", "nosuid", "suid", "noexec",
+     "exec", "dirsync", "sync", "auto_unmount", "rw", "atime", "relatime"}
+)  # fmt: skip
+_OURS = frozenset({"noatime", "relatime", "atime", "rw", "defaults", "_netdev", "user", "noauto"})
+_READ_AHEAD_KIB = 1024
+_MAX_BACKGROUND = 64
+_MIN_TASKS = 16
+_MAX_TASKS = 300  # room for `stat` while many readers wait for the network
+
+
+def kernel_options(name: str, options: Mapping[str, str | bool]) -> set[str]:
+    """Options for the kernel and libfuse. Raises UsageError for one that is not known."""
+    chosen = {
+        f"fsname=stashcordfs:{name}",
+        "subtype=stashcordfs",
+        "default_permissions",
+    }
+    for option in options:
+        if option in _OURS or option.startswith(("x-", "comment")):
+            continue
+        if option not in _FLAGS:
+            raise UsageError(
+                f"-o {option}: unknown mount option; known: {', '.join(sorted(_FLAGS))}"
+            )
+        chosen.add(option)
+    return chosen
+
+
+class Session:
+    """Mounts `operations` at `mountpoint`."""
+
+    def __init__(
+        self,
+        operations: StashcordOperations,
+        mountpoint: Path,
+        *,
+        name: str,
+        options: Mapping[str, str | bool],
+    ) -> None:
+        """Check the options; nothing is mounted yet."""
+        self._operations = operations
+        self._mountpoint = mountpoint
+        self._options = kernel_options(name, options)
+        self._serving = False
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Mounted inside, unmounted after. StashcordError says why a mount failed."""
+        try:
+            pyfuse3.init(self._operations, str(self._mountpoint), self._options)
+        except RuntimeError as error:
+            text = f"cannot mount at {self._mountpoint}: {error}; see stashcordfs doctor"
+            raise StashcordError(text) from error
+        try:
+            _tune(self._mountpoint)
+            yield
+        finally:
+            pyfuse3.close(unmount=True)
+
+    async def serve(self) -> None:
+        """Serve requests until unmounted or `stop`."""
+        self._serving = True
+        await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+
+    def stop(self) -> None:
+        """End `serve`."""
+        if self._serving:
+            pyfuse3.terminate()
+
+
+def _tune(mountpoint: Path) -> None:
+    """Raise what pyfuse3 cannot negotiate. Needs root and is never required."""
+    # The device number without asking the file system, which does not serve yet.
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields = line.split(" ")
+        if fields[4] == str(mountpoint) and " - fuse.stashcordfs " in line:
+            device = fields[2]
+            break
+    else:
+        return
+    minor = device.partition(":")[2]
+    for path, value in (
+        (Path(f"/sys/class/bdi/{device}/read_ahead_kb"), _READ_AHEAD_KIB),
+        (Path(f"/sys/fs/fuse/connections/{minor}/max_background"), _MAX_BACKGROUND),
+    ):
+        try:
+            path.write_text(f"{value}\n", encoding="ascii")
+        except OSError as error:
+            log.info("left as it is: %s (%s)", path, error.strerror)
