@@ -333,7 +333,9 @@ class DiscordClient:
             try:
                 outcome = await self._attempt(call)
             except DiscordError as error:  # not sent: the breaker is open, or the token known bad
-                raise error if chain is None else chain.final(error) from error
+                if chain is not None and chain.unclear:
+                    raise chain.final(error) from error
+                raise
             now = self._clock()
             chain = chain or policy.Chain(call, deadline=now + 4 * self._timeout_s)
             try:

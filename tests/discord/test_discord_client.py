@@ -458,3 +458,12 @@ async def test_a_cancelled_waiter_leaves_the_line(autojump_clock: trio.abc.Clock
     queue.release(route)
     with trio.fail_after(1):
         await queue.granted(route, background=True)
+
+
+async def test_a_create_that_was_unclear_stays_so_when_the_breaker_opens(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    script = Script(httpx.ReadTimeout("late"), httpx.Response(429, text="error code: 1015"))
+    async with client_of(script) as client:
+        with pytest.raises(errors.OutcomeUnknown, match="blocks this address"):
+            await create(client)
