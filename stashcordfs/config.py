@@ -118,7 +118,7 @@ class Secret:
                 timeout=_COMMAND_TIMEOUT_S,
                 text=True,
             )
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, LookupError, ValueError, subprocess.SubprocessError) as error:
             # The command line may hold secrets of its own: name the program only.
             program = command.split(maxsplit=1)[0] if command.split() else "(nothing)"
             raise UsageError(
