@@ -107,7 +107,6 @@ class Parts:
             "last_error": self.report.last_error,
         }
 
-
     def reload(self) -> None:
         """Take up the settings that may change while mounted (config.RELOADABLE)."""
         try:
@@ -175,7 +174,7 @@ async def _main(
         report = Report()
         stats = ClientStats()
         token = Token(settings)
-        store = await stack.enter_async_context(open_store(token, volume, stats))
+        store = await stack.enter_async_context(open_store(token, record, stats))
         journal = Journal.open(volume.journal_path, clock_ns=time.time_ns)
         stack.callback(journal.close)
         files = LocalFiles(volume.blocks_path)
@@ -320,4 +319,4 @@ async def _power_was_lost(journal: Journal) -> bool:
     clean = await journal.get_local("clean_boot_id")
     await journal.set_local("boot_id", boot)
     await journal.set_local("clean_boot_id", "")
-    return last is not None and last != boot and clean != last
+    return last is not None and last not in (boot, clean)

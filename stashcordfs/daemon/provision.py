@@ -1,0 +1,276 @@
+"""Making volumes, opening their keys, and changing their key slots.
+
+The volume's record (format, key slots) is posted to the journal channel and kept in STATE/NAME as
+it was posted. Everything else that mkfs decides is in `volume.json` beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import uuid
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from stashcordfs.crypto import slots
+from stashcordfs.crypto.keys import VolumeKeys
+from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.errors import AccessDenied, NotFound, StashcordError, TokenRejected, UsageError
+from stashcordfs.journal import Journal
+from stashcordfs.store import record as records
+from stashcordfs.store.discord_store import DiscordStore
+from stashcordfs.volumes import VolumeDir, VolumeRecord
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    from stashcordfs.config import Settings
+
+T = TypeVar("T")
+_RECORD = "record"
+
+
+def _silent(text: str) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class MkfsResult:
+    """What mkfs tells the user; the recovery key is shown once and kept nowhere."""
+
+    volume_uuid: str
+    recovery_key: str
+
+
+class Token:
+    """The bot token, replaceable while mounted. Never shown."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Reveal it once; UsageError when it is not set."""
+        if settings.token is None:
+            raise UsageError("token: not set; set STASHCORDFS_TOKEN, or token in the TOML file")
+        self._value = settings.token.reveal()
+
+    def __repr__(self) -> str:
+        """Hide it."""
+        return "<Token>"
+
+    def __call__(self) -> str:
+        """Return the token for the Authorization header."""
+        return self._value
+
+    def replace(self, value: str) -> None:
+        """Use another one from now on."""
+        self._value = value
+
+
+@asynccontextmanager
+async def open_store(
+    token: Callable[[], str], volume: VolumeRecord, stats: ClientStats
+) -> AsyncIterator[DiscordStore]:
+    """The volume's store on Discord. No request is made yet: a mount starts without a network."""
+    async with DiscordClient(api_url=volume.api_url, token=token, stats=stats) as client:
+        yield DiscordStore(
+            client,
+            channels=list(volume.channels),
+            journal_channel=volume.journal_channel,
+        )
+
+
+def open_keys(settings: Settings, volume: VolumeDir) -> VolumeKeys:
+    """Unlock the volume with the passphrase of the settings. Takes a second: Argon2id."""
+    if settings.passphrase is None:
+        raise UsageError("passphrase: not set; set STASHCORDFS_PASSPHRASE, or file:PATH in TOML")
+    return _unlock(read_record(volume), passphrase=settings.passphrase.reveal())[1]
+
+
+def read_record(volume: VolumeDir) -> records.Record:
+    """The record as it was posted last, from STATE/NAME."""
+    path = volume.path / _RECORD
+    try:
+        return records.decode(path.read_bytes())
+    except OSError as error:
+        text = f"{path}: {error.strerror}; is this the right state directory?"
+        raise StashcordError(text) from error
+
+
+def _unlock(
+    record: records.Record, *, passphrase: str | None = None, recovery_key: str | None = None
+) -> tuple[dict[int, bytes], VolumeKeys]:
+    """Open the keys by either secret, and check that the record is what was sealed with them."""
+    masters = slots.unlock(
+        record.volume, record.slots, passphrase=passphrase, recovery_key=recovery_key
+    )
+    keys = VolumeKeys(record.volume, masters)
+    records.verify(record, keys)
+    return masters, keys
+
+
+def mkfs(
+    settings: Settings,
+    name: str,
+    *,
+    channels: Sequence[int],
+    journal_channel: int | None = None,
+    block_size: int,
+    passphrase: str,
+    progress: Callable[[str], None] = _silent,
+    cost: slots.Cost | None = None,
+) -> MkfsResult:
+    """Make a volume: keys, record on Discord, empty journal here. Refuses what is in use."""
+    volume = VolumeDir(settings.state_dir, name)
+    if volume.exists():
+        raise UsageError(f"volume {name} exists already: choose another name, or destroy it first")
+    if not channels:
+        raise UsageError("--channel: give the id of at least one channel")
+    local = VolumeRecord(
+        uuid=str(uuid.uuid4()),
+        channels=tuple(channels),
+        journal_channel=journal_channel or channels[0],
+        api_url=settings.api_url,
+        block_size=block_size,
+    )
+    token = Token(settings)
+    trio.run(_check_channels, token, local, progress)
+    progress("making keys")
+    identity = uuid.UUID(local.uuid).bytes
+    masters = {1: secrets.token_bytes(32)}
+    recovery_key = slots.new_recovery_key()
+    cost = cost or slots.Cost()
+    ways = [
+        (slots.PASSPHRASE, slots.passphrase_bytes(passphrase)),
+        (slots.RECOVERY, slots.parse_recovery_key(recovery_key)),
+    ]
+    made = tuple(
+        slots.seal_slot(identity, masters, slot_id=n, kind=kind, secret=secret, cost=cost)
+        for n, (kind, secret) in enumerate(ways)
+    )
+    record = records.Record(identity, block_size, 1, int(time.time()), made)
+    volume.create()
+    with volume.lock():
+        _post(token, local, volume, record, VolumeKeys(identity, masters), progress)
+        Journal.create(
+            volume.journal_path, clock_ns=time.time_ns, uid=os.getuid(), gid=os.getgid()
+        ).close()
+        volume.write_record(local)
+    return MkfsResult(local.uuid, recovery_key)
+
+
+async def _check_channels(
+    token: Token, local: VolumeRecord, progress: Callable[[str], None]
+) -> None:
+    progress("looking at the channels")
+    async with open_store(token, local, ClientStats()) as store:
+        await _explained(store.check)
+        if found := await _explained(store.find_records):
+            raise UsageError(
+                f"channel {local.journal_channel} already holds a volume "
+                f"({found[0][1]}): use an empty channel, or recover that volume"
+            )
+
+
+async def _explained(call: Callable[[], Awaitable[T]]) -> T:
+    """Run a request; what usually goes wrong the first time is told in a user's words."""
+    try:
+        return await call()
+    except TokenRejected as error:
+        raise StashcordError(
+            "Discord rejects the token: copy the bot's token anew from the developer portal"
+        ) from error
+    except AccessDenied as error:
+        raise StashcordError(
+            f"the bot lacks a permission in the channel ({error}): give it View Channel, Send "
+            "Messages, Attach Files and Read Message History"
+        ) from error
+    except NotFound as error:
+        raise StashcordError(
+            "no such channel: copy its id (developer mode, Copy Channel ID) and invite the bot "
+            "to its server"
+        ) from error
+
+
+def _post(
+    token: Token,
+    local: VolumeRecord,
+    volume: VolumeDir,
+    record: records.Record,
+    keys: VolumeKeys,
+    progress: Callable[[str], None],
+) -> None:
+    """Post the record, then keep the same bytes in STATE/NAME, whole or not at all."""
+    data = records.encode(record, keys)
+
+    async def post() -> None:
+        async with open_store(token, local, ClientStats()) as store:
+            await _explained(
+                lambda: store.post_record(
+                    data, records.filename(record.volume), nonce=secrets.token_hex(12)
+                )
+            )
+
+    progress("posting the volume's record")
+    trio.run(post)
+    temporary = volume.path / f"{_RECORD}.new"
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(volume.path / _RECORD)
+
+
+def change_keys(
+    settings: Settings,
+    name: str,
+    action: str,
+    *,
+    passphrase: str | None = None,
+    recovery_key: str | None = None,
+    new_passphrase: str | None = None,
+    slot_id: int | None = None,
+    cost: slots.Cost | None = None,
+) -> list[dict[str, object]] | str:
+    """`show`, `add`, `change` or `remove` key slots. `add` without a passphrase: a recovery key.
+
+    Opening needs the passphrase or the recovery key. Returns the slots, or a new recovery key.
+    """
+    volume = VolumeDir(settings.state_dir, name)
+    local = volume.read_record()
+    record = read_record(volume)
+    if action == "show":
+        return [{"id": slot.id, "kind": slot.kind} for slot in record.slots]
+    with volume.lock():
+        masters, keys = _unlock(record, passphrase=passphrase, recovery_key=recovery_key)
+        kept = list(record.slots)
+        fresh_key = ""
+        if action == "remove":
+            kept = [slot for slot in kept if slot.id != slot_id]
+            if len(kept) == len(record.slots):
+                raise UsageError(f"no key slot {slot_id}; see stashcordfs key show {name}")
+            if not kept:
+                raise UsageError("the last key slot stays: without it the data is lost")
+        else:
+            if new_passphrase:
+                kind, secret = slots.PASSPHRASE, slots.passphrase_bytes(new_passphrase)
+            else:
+                fresh_key = slots.new_recovery_key()
+                kind, secret = slots.RECOVERY, slots.parse_recovery_key(fresh_key)
+            if action == "change":
+                kept = [slot for slot in kept if slot.kind != kind]
+            number = max((slot.id for slot in record.slots), default=0) + 1
+            kept.append(
+                slots.seal_slot(
+                    record.volume,
+                    masters,
+                    slot_id=number,
+                    kind=kind,
+                    secret=secret,
+                    cost=cost or slots.Cost(),
+                )
+            )
+        changed = replace(record, serial=record.serial + 1, slots=tuple(kept))
+        _post(Token(settings), local, volume, changed, keys, _silent)
+    return fresh_key or [{"id": slot.id, "kind": slot.kind} for slot in kept]
