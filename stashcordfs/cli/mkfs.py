@@ -31,9 +31,9 @@ def command(
     block_size: str | None,
 ) -> None:
     """Make the volume NAME in Discord channels, and print its recovery key, once."""
+    check_name(name)
     from stashcordfs.daemon import mkfs
 
-    check_name(name)
     flags = {"api_url": api_url, "block_size": block_size}
     settings = globals_.settings(volume=name, flags=flags)
     if settings.passphrase is not None:

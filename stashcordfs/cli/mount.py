@@ -126,6 +126,7 @@ def start_daemon(
             os.close(write_end)
         answer = told.read()
         if answer:
+            process.returncode = 0  # it stays; we are not to wait for it
             return
         code = process.wait()
         raise _failure(errors, code, log=volume.log_path)
