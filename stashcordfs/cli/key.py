@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stashcordfs.cli.output import read_secret
+from stashcordfs.cli.output import print_table, read_secret
 from stashcordfs.config import PREFIX
 from stashcordfs.volumes import VolumeDir
 
@@ -52,7 +52,6 @@ def add(globals_: Globals, name: str, recovery: bool, use_recovery_key: bool) ->
         name,
         "add",
         use_recovery_key=use_recovery_key,
-        recovery=recovery,
         new=None if recovery else _new_passphrase,
     )
 
@@ -87,7 +86,6 @@ def _change(
     *,
     unlock: bool = True,
     use_recovery_key: bool = False,
-    recovery: bool = False,
     slot: int | None = None,
     new: Callable[[], str] | None = None,
 ) -> None:
@@ -102,15 +100,17 @@ def _change(
         passphrase = settings.passphrase.reveal()
     elif unlock:
         passphrase = read_secret(f"Passphrase of {name}", variable=PREFIX + "PASSPHRASE")
-    lines = change_keys(
+    outcome = change_keys(
         settings,
         name,
         action,
-        passphrase=passphrase,
-        recovery_key=recovery_key,
-        new_passphrase=new() if new else "",
-        recovery=recovery,
-        slot=slot,
+        passphrase=passphrase or None,
+        recovery_key=recovery_key or None,
+        new_passphrase=new() if new else None,
+        slot_id=slot,
     )
-    for line in lines:
-        click.echo(line)
+    if isinstance(outcome, str):
+        click.echo(f"Recovery key: {outcome}")
+        click.echo("Keep it on paper, away from this machine. It is shown only now.")
+    else:
+        print_table(("slot", "kind"), [(str(s["id"]), str(s["kind"])) for s in outcome])

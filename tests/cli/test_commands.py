@@ -200,7 +200,7 @@ def fake_daemon(monkeypatch):
 
     def change_keys(settings, name, action, **kwargs):
         calls.append((action, name, kwargs))
-        return [f"{action} done"]
+        return "NEW-KEY" if action == "add" else [{"id": 1, "kind": "passphrase"}]
 
     def run_mount(settings, name, mountpoint, options, ready):
         calls.append(("mount", name, settings, mountpoint, options))
@@ -232,16 +232,16 @@ def test_key_commands_unlock_by_passphrase_or_recovery_key(
     monkeypatch.setenv("STASHCORDFS_PASSPHRASE", "old")
     monkeypatch.setenv("STASHCORDFS_RECOVERY_KEY", "R-K")
     monkeypatch.setenv("STASHCORDFS_NEW_PASSPHRASE", "new")
-    assert run("key", "show", "v").output == "show done\n"
+    assert run("key", "show", "v").output == "slot\tkind\n1\tpassphrase\n"
     assert run("key", "change", "v").exit_code == 0
-    assert run("key", "add", "v", "--recovery", "--recovery-key").exit_code == 0
+    assert "NEW-KEY" in run("key", "add", "v", "--recovery", "--recovery-key").output
     assert run("key", "remove", "v", "2").exit_code == 0
     show, change, add, remove = (kwargs for _, _, kwargs in fake_daemon)
-    assert show["passphrase"] == show["recovery_key"] == ""
+    assert show["passphrase"] is show["recovery_key"] is None
     assert (change["passphrase"], change["new_passphrase"]) == ("old", "new")
-    assert (add["passphrase"], add["recovery_key"], add["recovery"]) == ("", "R-K", True)
-    assert add["new_passphrase"] == ""
-    assert remove["slot"] == 2
+    assert (add["passphrase"], add["recovery_key"]) == (None, "R-K")
+    assert add["new_passphrase"] is None
+    assert remove["slot_id"] == 2
 
 
 def test_a_foreground_mount_hands_options_and_settings_over(
