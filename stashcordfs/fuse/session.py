@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,13 +92,15 @@ class Session:
 
 def _tune(mountpoint: Path) -> None:
     """Raise what pyfuse3 cannot negotiate. Needs root and is never required."""
-    # The device number without asking the file system, which does not serve yet.
+    # The device number without asking the file system, which does not serve yet. The kernel
+    # escapes blanks in paths; of mounts over one another the last is ours.
+    escaped = re.sub(r"[ \t\n\\]", lambda found: f"\\{ord(found[0]):03o}", str(mountpoint))
+    device = ""
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
         fields = line.split(" ")
-        if fields[4] == str(mountpoint) and " - fuse.stashcordfs " in line:
+        if fields[4] == escaped and " - fuse.stashcordfs " in line:
             device = fields[2]
-            break
-    else:
+    if not device:
         return
     minor = device.partition(":")[2]
     for path, value in (
