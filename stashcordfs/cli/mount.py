@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from stashcordfs.cli.main import Globals
+
+log = logging.getLogger(__name__)
 
 _SECRETS = ("token", "passphrase")
 
@@ -173,4 +176,20 @@ def _run(
         with contextlib.suppress(BrokenPipeError), open(ready_fd, "w", encoding="utf-8") as told:  # noqa: PTH123  a descriptor
             json.dump({"ready": True}, told)
 
-    run_mount(settings, name, mountpoint, cast("dict[str, str | bool]", options), ready)
+    try:
+        run_mount(settings, name, mountpoint, options, ready)
+    except BaseExceptionGroup as group:
+        # Raised beside the daemon's other tasks, which were cancelled: the first of ours tells why.
+        log.exception("mount failed volume=%s", name)
+        ours = group.subgroup(StashcordError)
+        if ours is None:
+            raise
+        raise _first(ours) from group
+    except Exception:
+        log.exception("mount failed volume=%s", name)  # stderr may be closed by now
+        raise
+
+
+def _first(group: BaseExceptionGroup[StashcordError]) -> StashcordError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -264,6 +264,31 @@ def test_a_foreground_mount_hands_options_and_settings_over(
 
 
 @pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("write this"), 2),
+        (ExceptionGroup("tasks", [ExceptionGroup("more", [UsageError("write this")])]), 2),
+        (ExceptionGroup("tasks", [ValueError("fault")]), 1),
+    ],
+)
+def test_an_error_among_the_daemons_tasks_is_told_as_itself(
+    volume, place, fake_daemon, monkeypatch, error, code
+) -> None:
+    import logging
+
+    def run_mount(*_args):
+        raise error
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys.modules["stashcordfs.daemon"], "run_mount", run_mount)
+    result = run("mount", "v", str(place), "--foreground")
+    assert result.exit_code == code
+    if code == 2:
+        assert result.stderr.endswith("stashcordfs: error: write this\n")
+
+
+@pytest.mark.parametrize(
     ("script", "code", "says"),
     [
         ("import os, sys; os.write(int(sys.argv[sys.argv.index('--ready-fd') + 1]), b'{}')", 0, ""),
