@@ -1,3 +1,1 @@
-"""Keys, key slots, chunk ids and object ids. It knows nothing of where things are stored."""
-
-from __future__ import annotations
+"""Keys, key slots, object ids and chunk ids. No I/O, and no knowledge of where anything is kept."""

@@ -1,3 +1,1 @@
-"""Chunks <-> packs <-> messages: formats, sealing, limits, and the stores that hold packs."""
-
-from __future__ import annotations
+"""Chunks <-> packs <-> messages: formats, sealing, limits, and where objects are kept."""

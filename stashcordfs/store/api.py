@@ -1,31 +1,81 @@
-"""What the vfs asks of a store. Implemented over Discord and over a local folder."""
+"""What the rest asks of a store: put, fetch, find, delete. Its forms are Discord and a folder."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from stashcordfs.errors import ObjectCorrupt
+from stashcordfs.types import Location
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from stashcordfs.store.pack import FinishedPack
-    from stashcordfs.types import Limits, Location
+    from stashcordfs.types import Limits
+
+RECORD_PREFIX = "stashcordfs-volume-"
+MAX_RECORD_BYTES = 64 << 10
 
 
 class ObjectStore(Protocol):
-    """Packs by address. Errors are StoreError and DiscordError; `temporary` ones may be retried."""
+    """Objects in messages. All methods may run in parallel and may be cancelled."""
 
     @property
     def limits(self) -> Limits:
         """What one message may carry now."""
 
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
-        """Post all packs in one message; where they are, in order. OutcomeUnknown when unclear."""
+        """Post one message; where each pack is, in order.
+
+        OutcomeUnknown: it may be stored (repeat with the same nonce, or `find`). TooLarge: the
+        limits were lowered, pack anew.
+        """
 
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
-        """Exactly these bytes of an object, or ObjectMissing, or a temporary DiscordError."""
+        """Exactly these bytes. ObjectMissing, ObjectCorrupt when shorter than recorded."""
 
     async def newest_id(self) -> int:
-        """The newest message id known; what is posted later has a higher one."""
+        """An id before every message that is posted from now on."""
 
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
-        """Objects with these names in messages after an id; those that are there."""
+        """Those of the named attachments that stand in own messages after this id."""
+
+    async def post_record(self, data: bytes, filename: str) -> Location:
+        """Post the volume's record to the journal channel."""
+
+    async def find_records(self) -> list[bytes]:
+        """What bears a record's name in the journal channel, oldest first; not yet verified."""
+
+    async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
+        """Delete messages (channel, id). One that is gone already is no error."""
+
+
+def match_attachments(
+    wanted: Sequence[tuple[str, int]],
+    got: Sequence[tuple[int, str, int]],
+    *,
+    channel: int,
+    message: int,
+) -> list[Location]:
+    """Pair the sent (name, size) with the echoed (id, name, size). ObjectCorrupt when one is off.
+
+    A server may clean a name; then a size that only one file has still tells which it is.
+    """
+    left = list(got)
+    found: list[Location | None] = []
+    for name, size in wanted:
+        hit = next((item for item in left if item[1] == name and item[2] == size), None)
+        if hit:
+            left.remove(hit)
+        found.append(hit and Location(channel, message, *hit))
+    for at, (name, size) in enumerate(wanted):
+        if found[at] is None:
+            fits = [item for item in left if item[2] == size]
+            rivals = [n for i, (n, s) in enumerate(wanted) if s == size and found[i] is None]
+            if len(fits) != 1 or len(rivals) != 1:
+                raise ObjectCorrupt(f"the server did not keep {name} as it was sent")
+            left.remove(fits[0])
+            found[at] = Location(channel, message, *fits[0])
+    if left:
+        raise ObjectCorrupt("the server's message has attachments that were not sent")
+    return [location for location in found if location is not None]

@@ -1,182 +1,189 @@
-"""The store over Discord: packs as attachments, several a message, spread over data channels."""
+"""The store on Discord: packs as attachments, spread over the data channels by who is least busy.
+
+Ids are addresses; links are leased from `discord.links` and renewed when the CDN refuses one.
+"""
 
 from __future__ import annotations
 
+import secrets
 import time
 from typing import TYPE_CHECKING
 
 from stashcordfs.discord.cdn import fetch_range
+from stashcordfs.discord.client import DiscordClient, UploadFile
 from stashcordfs.discord.links import LinkLeases
-from stashcordfs.discord.multipart import UploadFile
+from stashcordfs.discord.models import snowflake_time
 from stashcordfs.errors import (
-    DiscordError,
     DiscordRefused,
     LinkExpired,
-    NotFound,
+    ObjectCorrupt,
     ObjectMissing,
     StoreError,
     TooLarge,
 )
+from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, match_attachments
 from stashcordfs.store.limits import LearnedLimits
-from stashcordfs.store.record import PREFIX
 from stashcordfs.types import Limits, Location
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from stashcordfs.discord.client import DiscordClient
     from stashcordfs.discord.models import Attachment, Message
     from stashcordfs.store.pack import FinishedPack
 
 _PAGE = 100
-_MAX_PAGES = 200
+_RECORD_PAGES = 5  # of the channel's beginning; later records stand on its newest page
+_BULK_S = 13 * 86_400.0  # Discord refuses bulk deletion of what is older than 14 days
 
 
 class DiscordStore:
-    """Satisfies `store.api.ObjectStore`."""
+    """An ObjectStore in Discord channels. Makes no request before it is asked for something."""
 
     def __init__(
-        self, client: DiscordClient, *, channels: Sequence[int], journal_channel: int
+        self,
+        client: DiscordClient,
+        *,
+        channels: Sequence[int],
+        journal_channel: int,
+        limits: Limits | None = None,
+        clock_wall: Callable[[], float] = time.time,
     ) -> None:
-        """`channels` take packs in turns; the record goes to `journal_channel`."""
+        """`channels` carry packs; the record is in `journal_channel`."""
         self._client = client
-        self._channels = list(channels)
+        self._busy = dict.fromkeys(channels, 0)
         self._journal_channel = journal_channel
-        self._links = LinkLeases(client, time.time)
-        self._limits = LearnedLimits()
-        self._newest = 0
-        self._turn = 0
-        self._tier_known = False
+        self._learned = LearnedLimits(limits)
+        self._clock_wall = clock_wall
+        self._leases = LinkLeases(client, clock_wall)
+        self._newest: int | None = None
 
     @property
     def limits(self) -> Limits:
         """What one message may carry now."""
-        return self._limits.now
+        return self._learned.limits
 
-    # ------------------------------------------------------------------ packs
+    async def learn_limits(self) -> Limits:
+        """Ask the guild for its boost tier. Optional: without it the defaults apply."""
+        channel = await self._client.channel(self._journal_channel)
+        if channel.guild_id is not None:
+            guild = await self._client.guild(channel.guild_id)
+            self._learned.know_guild(guild.premium_tier, guild.features)
+        return self.limits
 
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
-        """Post all packs in one message. The answer counts only if every size matches."""
-        channel = self._channels[self._turn % len(self._channels)]
-        self._turn += 1
+        """Post one message to the channel with the fewest posts under way."""
+        channel = min(self._busy, key=self._busy.__getitem__)
+        # Taking the channel out and in again makes equals take turns.
+        self._busy[channel] = self._busy.pop(channel) + 1
         files = [UploadFile(pack.filename, pack.parts) for pack in packs]
         try:
             message = await self._client.create_message(channel, files, nonce=nonce)
-        except TooLarge:
-            self._limits.refused(max(pack.size for pack in packs))
+        except TooLarge as error:
+            if not self._learned.too_large([pack.size for pack in packs]):
+                text = "Discord refuses even the smallest message; is there a proxy in between?"
+                raise StoreError(text) from error
             raise
-        self._newest = max(self._newest, message.id)
-        self._links.learn(message)
-        return _match(packs, message)
+        finally:
+            self._busy[channel] -= 1
+        return self._locate(message, [(pack.filename, pack.size) for pack in packs])
 
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
-        """Exactly these bytes. A link that was refused is renewed once."""
-        address = (location.channel, location.message, location.attachment)
-        for attempt in range(2):
-            url = await self._links.url(*address, location.filename)
+        """Exactly these bytes, by a leased link; a refused link is renewed once."""
+        where = (location.channel, location.message, location.attachment)
+        for _ in range(2):
+            url = await self._leases.url(*where, location.filename)
             try:
                 return await fetch_range(self._client, url, start, length)
             except LinkExpired:
-                self._links.forget(*address)
-                if attempt:
-                    break
-            except NotFound as error:
-                raise ObjectMissing(f"attachment {location.filename}: {error}") from error
+                self._leases.forget(*where, url=url)
             except DiscordRefused as error:
-                raise StoreError(f"attachment {location.filename}: {error}") from error
-        raise ObjectMissing(f"the CDN does not serve {location.filename} by a fresh link")
+                if error.status == 416:
+                    raise ObjectCorrupt("an attachment is shorter than recorded") from error
+                raise
+        raise ObjectMissing(f"attachment {location.attachment} is not on Discord any more")
 
     async def newest_id(self) -> int:
-        """The newest message id known over all data channels."""
-        if not self._newest:
-            for channel in self._channels:
-                page = await self._client.list_messages(channel, limit=1)
-                self._newest = max(self._newest, *(m.id for m in page), 1)
-        await self._learn_tier()
+        """An id before every message that is posted from now on: ids grow with time."""
+        if self._newest is None:
+            newest = 0
+            for channel in self._busy:
+                page = await self._client.list_messages(channel, limit=1, background=True)
+                newest = max([newest, *(message.id for message in page)])
+            self._newest = max(newest, self._newest or 0)
         return self._newest
 
-    async def _learn_tier(self) -> None:
-        if self._tier_known:
-            return
-        channel = await self._client.channel(self._channels[0])
-        if channel.guild_id is not None:
-            guild = await self._client.guild(channel.guild_id)
-            self._limits.learn_tier(guild.premium_tier)
-        self._tier_known = True
-
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
-        """Objects with these names in messages after an id."""
+        """Those of the named attachments that stand in own messages after this id.
+
+        Own ones only: anybody who reads the channel could post a file of a name that he saw there.
+        """
+        own = await self._client.own_id()
         found: dict[str, Location] = {}
-        for channel in self._channels:
-            async for message in self._since(channel, after):
-                for attachment in message.attachments:
-                    if attachment.filename in names:
-                        found[attachment.filename] = _location(message, attachment)
-            if len(found) == len(names):
-                break
+        for channel in self._busy:
+            for message in await self._after(channel, after):
+                if message.author_id == own:
+                    found |= {
+                        a.filename: _location(message, a)
+                        for a in message.attachments
+                        if a.filename in names
+                    }
         return found
 
-    async def _since(self, channel: int, after: int) -> AsyncIterator[Message]:
-        for _ in range(_MAX_PAGES):
-            page = await self._client.list_messages(channel, after=after, limit=_PAGE)
-            for message in page:
-                yield message
-            if len(page) < _PAGE:
-                return
-            after = max(message.id for message in page)
-
-    # ------------------------------------------------------------------ the volume's record
-
-    async def check(self) -> None:
-        """Raise what stands in the way of using the channels: token, access, kind of channel."""
-        await self._client.current_user()
-        for channel in {*self._channels, self._journal_channel}:
-            await self._client.channel(channel)
-            await self._client.list_messages(channel, limit=1)
-
-    async def post_record(self, data: bytes, filename: str, *, nonce: str) -> int:
-        """Post a volume's record to the journal channel; its message id."""
+    async def post_record(self, data: bytes, filename: str) -> Location:
+        """Post the volume's record to the journal channel."""
         message = await self._client.create_message(
-            self._journal_channel, [UploadFile(filename, [data])], nonce=nonce
+            self._journal_channel, [UploadFile(filename, [data])], nonce=secrets.token_hex(12)
         )
-        if [a.size for a in message.attachments] != [len(data)]:
-            raise StoreError("the volume's record did not arrive as it was sent")
-        self._links.learn(message)
-        return message.id
+        return self._locate(message, [(filename, len(data))])[0]
 
-    async def find_records(self) -> list[tuple[int, str]]:
-        """Volume records in the journal channel, oldest first: message id and file name."""
-        found = []
-        async for message in self._since(self._journal_channel, 1):
-            found += [
-                (message.id, a.filename)
-                for a in message.attachments
-                if a.filename.startswith(PREFIX)
-            ]
-        return sorted(found)
+    async def find_records(self) -> list[bytes]:
+        """What bears a record's name, at the journal channel's beginning and on its last page."""
+        channel = self._journal_channel
+        messages = await self._after(channel, 0, pages=_RECORD_PAGES)
+        messages += await self._client.list_messages(channel)
+        by_id = {message.id: message for message in messages}
+        records = []
+        for _, message in sorted(by_id.items()):
+            self._leases.learn(message)
+            for attachment in message.attachments:
+                small = 0 < attachment.size <= MAX_RECORD_BYTES
+                if small and attachment.filename.startswith(RECORD_PREFIX):
+                    location = _location(message, attachment)
+                    records.append(await self.fetch(location, 0, attachment.size))
+        return records
+
+    async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
+        """Delete messages, young ones together. One that is gone already is no error."""
+        now = self._client.server_now() or self._clock_wall()
+        for channel in sorted({channel for channel, _ in messages}):
+            ids = sorted({number for where, number in messages if where == channel})
+            young = [number for number in ids if now - snowflake_time(number) < _BULK_S]
+            if young:
+                await self._client.bulk_delete(channel, young)
+            for number in ids:
+                if number not in young:
+                    await self._client.delete_message(channel, number)
+
+    def _locate(self, message: Message, wanted: Sequence[tuple[str, int]]) -> list[Location]:
+        got = [(a.id, a.filename, a.size) for a in message.attachments]
+        where = match_attachments(wanted, got, channel=message.channel_id, message=message.id)
+        self._leases.learn(message)
+        if self._newest is not None:
+            self._newest = max(self._newest, message.id)
+        return where
+
+    async def _after(self, channel: int, after: int, *, pages: int | None = None) -> list[Message]:
+        """Messages after an id, oldest first."""
+        all_of_them: list[Message] = []
+        while pages is None or pages > 0:
+            page = await self._client.list_messages(channel, after=after, limit=_PAGE)
+            all_of_them += sorted(page, key=lambda message: message.id)
+            if len(page) < _PAGE:
+                break
+            after = all_of_them[-1].id
+            pages = None if pages is None else pages - 1
+        return all_of_them
 
 
-def _location(message: Message, attachment: Attachment) -> Location:
-    return Location(
-        message.channel_id, message.id, attachment.id, attachment.filename, attachment.size
-    )
-
-
-def _match(packs: Sequence[FinishedPack], message: Message) -> list[Location]:
-    """Each pack's attachment: by name, else by the one unclaimed attachment of its size."""
-    left = list(message.attachments)
-    placed: dict[str, Location] = {}
-    for by_name in (True, False):
-        for pack in packs:
-            if pack.filename in placed:
-                continue
-            fits = [
-                a for a in left
-                if a.size == pack.size and (not by_name or a.filename == pack.filename)
-            ]  # fmt: skip
-            if len(fits) == 1:
-                placed[pack.filename] = _location(message, fits[0])
-                left.remove(fits[0])
-    if len(placed) != len(packs):
-        raise DiscordError("the message does not hold what was sent; it is left alone")
-    return [placed[pack.filename] for pack in packs]
+def _location(message: Message, a: Attachment) -> Location:
+    return Location(message.channel_id, message.id, a.id, a.filename, a.size)

@@ -1,277 +1,273 @@
-"""Pack format v1 (docs/format.md is normative): header, sealed chunks, sealed table, its length.
+"""Pack v1: many sealed chunks back to back, then a sealed table of them.
 
-Every chunk is sealed alone, so that one is read with only its bytes and the journal's row. What
-authenticates a chunk binds it to its place: it cannot be moved to another pack, number or volume.
-The parser is strict: whatever is not exactly as written is ObjectCorrupt.
+Strict on reading: what is not exactly of the format raises ObjectCorrupt. A finished pack is parsed
+and opened once before it is handed out. The bytes are described in docs/format.md.
 """
 
 from __future__ import annotations
 
-import hmac
 import struct
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from stashcordfs.crypto.keys import KIND_PACK, object_filename
+from stashcordfs.crypto.keys import object_filename
 from stashcordfs.errors import CryptoError, ObjectCorrupt
-from stashcordfs.types import ChunkId, ChunkRef, Ino, ObjectId
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from stashcordfs.store import table as tables
+from stashcordfs.store.sealing import (
+    CODEC_PLAIN,
+    CODEC_ZSTD,
+    TAG_BYTES,
+    VERSION,
+    encrypt_chunk,
+    expand,
+    open_chunk,
+    squeeze,
+)
+from stashcordfs.store.table import FileNote, Head, Reference, Table
+from stashcordfs.types import ChunkId, ChunkRef, ObjectId
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stashcordfs.crypto.keys import VolumeKeys
 
-MAGIC = b"STFSPACK"
-VERSION = 1
-CODEC_RAW, CODEC_ZSTD = 0, 1
-TAG_BYTES = 16
-HEADER = struct.Struct(">8sBBxxI16s16s")  # magic, version, kind, epoch, volume, object id
-_COUNTS = struct.Struct(">III")
-_CHUNK = struct.Struct(">32sIIIB")  # chunk id, offset, length, plain length, codec
-_REFERENCE = struct.Struct(">QIQ32sI")  # inode, block, sequence, chunk id, valid length
-_FILE = struct.Struct(">QQQIH")  # inode, parent, size, mode, length of the name that follows
-_TABLE_HEAD = struct.Struct(">IB")  # plain length, codec
-_LENGTH = struct.Struct(">I")
-_AAD = struct.Struct(">16sBB16sI16sI32sBI")
-_MAX_TABLE_BYTES = 64 << 20
-_LEVEL = 3
-_SAMPLE_BYTES = 64 << 10
+__all__ = [
+    "FileNote",
+    "FinishedPack",
+    "Head",
+    "PackBuilder",
+    "Reference",
+    "SealedInput",
+    "Table",
+    "open_chunk",
+    "open_pack",
+    "read_table",
+    "verify_pack",
+]
 
-FIXED_BYTES = HEADER.size + _TABLE_HEAD.size + _COUNTS.size + TAG_BYTES + _LENGTH.size
-CHUNK_ROW_BYTES = _CHUNK.size
-REFERENCE_ROW_BYTES = _REFERENCE.size
-FILE_ROW_BYTES = _FILE.size + 255  # the longest name
+HEADER = struct.Struct(">BBHI16s")  # version, kind, zero, epoch, object id
+TRAILER = struct.Struct(">BxxxII")  # codec, plain length and sealed length of the table
+MAX_PACK_BYTES = 1 << 31
+TABLE_RESERVE_BYTES = 2048  # a table's fixed part, and room for long names
+ENTRY_RESERVE_BYTES = 96  # a chunk's entry with one reference and a name of usual length
+_KIND = 1
+_NONCE = bytes(12)
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """Which block of which file a chunk is. `sequence` orders several of one block."""
+class SealedInput:
+    """A block ready to be encrypted: compressed where that helps, and named."""
 
-    ino: Ino
-    index: int
-    sequence: int
+    squeezed: bytes
+    codec: int
+    plain_length: int
     chunk_id: ChunkId
-    valid_length: int
 
-
-@dataclass(frozen=True, slots=True)
-class FileNote:
-    """A file's name and place when the pack was made."""
-
-    ino: Ino
-    parent: Ino
-    name: bytes
-    size: int
-    mode: int
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What a pack says of itself."""
-
-    object_id: ObjectId
-    epoch: int
-    chunks: tuple[ChunkRef, ...]
-    references: tuple[Reference, ...]
-    files: tuple[FileNote, ...]
+    @property
+    def sealed_length(self) -> int:
+        """What it takes within a pack, without its entry."""
+        return len(self.squeezed) + TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedPack:
-    """A pack ready to be sent. `parts` are its bytes, in order."""
+    """A pack ready to be sent: `parts` back to back are its bytes."""
 
     object_id: ObjectId
-    epoch: int
     filename: str
-    parts: tuple[bytes, ...]
+    epoch: int
+    parts: list[bytes]
     size: int
-    chunks: tuple[ChunkRef, ...]
+    chunks: list[ChunkRef]
 
 
-# ---------------------------------------------------------------------- chunks
+class PackBuilder:
+    """Fills one pack up to `max_bytes`. Not reusable: an id is never used for two contents."""
 
+    def __init__(self, keys: VolumeKeys, object_id: ObjectId, max_bytes: int) -> None:
+        """Start with the clear header."""
+        self.object_id = object_id
+        self.epoch = keys.current_epoch
+        self.chunks: list[ChunkRef] = []
+        self.body_bytes = HEADER.size
+        self._keys = keys
+        self._max_bytes = min(max_bytes, MAX_PACK_BYTES)
+        self._header = HEADER.pack(VERSION, _KIND, 0, self.epoch, object_id)
+        self._parts = [self._header]
+        self._finished = False
 
-def compress(data: bytes) -> tuple[bytes, int]:
-    """The data as it will be sealed, and its codec. zstd only where it saves a twentieth."""
-    if len(data) > 2 * _SAMPLE_BYTES:
-        middle = len(data) // 2
-        sample = data[middle : middle + _SAMPLE_BYTES]
-        if len(zstd.compress(sample, 1)) > len(sample) * 0.97:
-            return data, CODEC_RAW
-    packed = zstd.compress(data, _LEVEL)
-    return (packed, CODEC_ZSTD) if len(packed) <= len(data) * 0.95 else (data, CODEC_RAW)
+    @property
+    def expected_bytes(self) -> int:
+        """The pack's size, with room reserved for the table."""
+        entries = ENTRY_RESERVE_BYTES * len(self.chunks)
+        return self.body_bytes + TABLE_RESERVE_BYTES + entries + TRAILER.size
 
+    def fits(self, sealed_length: int) -> bool:
+        """Whether a chunk of this length may still be added."""
+        more = sealed_length + ENTRY_RESERVE_BYTES
+        return self.expected_bytes + more <= self._max_bytes
 
-def _decompress(data: bytes, codec: int, plain_length: int) -> bytes:
-    if codec == CODEC_RAW:
-        plain = data
-    elif codec == CODEC_ZSTD:
-        decoder = zstd.ZstdDecompressor()
-        try:
-            plain = decoder.decompress(data, plain_length + 1)  # bounded: never a bomb
-        except zstd.ZstdError as error:
-            raise ObjectCorrupt(f"compressed data cannot be read: {error}") from error
-    else:
-        raise ObjectCorrupt(f"unknown codec {codec}: written by a newer program?")
-    if len(plain) != plain_length:
-        raise ObjectCorrupt("data has not the length that was sealed with it")
-    return plain
-
-
-def _nonce(number: int) -> bytes:
-    return number.to_bytes(12, "big")
-
-
-def _chunk_aad(keys: VolumeKeys, ref: ChunkRef) -> bytes:
-    return _AAD.pack(
-        b"stashcordfs chnk", KIND_PACK, VERSION, keys.volume, ref.epoch, ref.pack,
-        ref.number, ref.chunk_id, ref.codec, ref.plain_length,
-    )  # fmt: skip
-
-
-def _chunk_cipher(keys: VolumeKeys, epoch: int, pack: ObjectId) -> AESGCM:
-    return AESGCM(keys.object_key(epoch, pack, b"pack chunks"))
-
-
-def seal_chunk(keys: VolumeKeys, ref: ChunkRef, packed: bytes) -> bytes:
-    """Seal compressed data for the place that `ref` names."""
-    return _chunk_cipher(keys, ref.epoch, ref.pack).encrypt(
-        _nonce(ref.number), packed, _chunk_aad(keys, ref)
-    )
-
-
-def open_chunk(keys: VolumeKeys, ref: ChunkRef, sealed: bytes) -> bytes:
-    """The chunk's plaintext. ObjectCorrupt on any deviation from what was stored."""
-    if len(sealed) != ref.length:
-        raise ObjectCorrupt(f"{len(sealed)} bytes where a chunk has {ref.length}")
-    try:
-        packed = _chunk_cipher(keys, ref.epoch, ref.pack).decrypt(
-            _nonce(ref.number), sealed, _chunk_aad(keys, ref)
+    def add(self, item: SealedInput) -> ChunkRef:
+        """Encrypt the chunk for the next place. The caller has asked `fits`."""
+        number = len(self.chunks)
+        sealed = encrypt_chunk(
+            self._keys,
+            self.object_id,
+            number,
+            item.squeezed,
+            codec=item.codec,
+            plain_length=item.plain_length,
+            chunk_id=item.chunk_id,
+            epoch=self.epoch,
         )
-    except InvalidTag:
-        text = f"chunk {ref.number} of pack {object_filename(ref.pack)} is not what was stored"
-        raise ObjectCorrupt(text) from None
-    plain = _decompress(packed, ref.codec, ref.plain_length)
-    if not hmac.compare_digest(keys.chunk_id(plain), ref.chunk_id):
-        raise ObjectCorrupt("a chunk opens, but is not the one that its name says")
-    return plain
-
-
-# ---------------------------------------------------------------------- packs
-
-
-def header(keys: VolumeKeys, epoch: int, object_id: ObjectId) -> bytes:
-    """The clear header."""
-    return HEADER.pack(MAGIC, VERSION, KIND_PACK, epoch, keys.volume, object_id)
-
-
-def _table_cipher(keys: VolumeKeys, epoch: int, object_id: ObjectId) -> AESGCM:
-    return AESGCM(keys.object_key(epoch, object_id, b"pack table"))
-
-
-def seal_table(
-    keys: VolumeKeys,
-    head: bytes,
-    chunks: list[ChunkRef],
-    references: list[Reference],
-    files: list[FileNote],
-) -> bytes:
-    """The sealed table with its length, for the end of a pack whose chunks end where they do."""
-    _, _, _, epoch, _, object_id = HEADER.unpack(head)
-    rows = [_COUNTS.pack(len(chunks), len(references), len(files))]
-    rows += [_CHUNK.pack(c.chunk_id, c.offset, c.length, c.plain_length, c.codec) for c in chunks]
-    rows += [
-        _REFERENCE.pack(r.ino, r.index, r.sequence, r.chunk_id, r.valid_length) for r in references
-    ]
-    for f in files:
-        rows += [_FILE.pack(f.ino, f.parent, f.size, f.mode, len(f.name)), f.name]
-    plain = b"".join(rows)
-    packed, codec = zstd.compress(plain, _LEVEL), CODEC_ZSTD
-    if len(packed) >= len(plain):
-        packed, codec = plain, CODEC_RAW
-    body = _TABLE_HEAD.pack(len(plain), codec) + packed
-    end = max((c.offset + c.length for c in chunks), default=HEADER.size)
-    size = end + len(body) + TAG_BYTES + _LENGTH.size
-    sealed = _table_cipher(keys, epoch, ObjectId(object_id)).encrypt(
-        _nonce(0), body, head + size.to_bytes(8, "big")
-    )
-    return sealed + _LENGTH.pack(len(sealed))
-
-
-def read_table(keys: VolumeKeys, data: bytes) -> Table:
-    """Parse and authenticate a whole pack's header and table. Chunks are not opened."""
-    if len(data) < FIXED_BYTES:
-        raise ObjectCorrupt("too short for a pack")
-    head = data[: HEADER.size]
-    magic, version, kind, epoch, volume, object_id = HEADER.unpack(head)
-    if magic != MAGIC or kind != KIND_PACK:
-        raise ObjectCorrupt("no pack of StashcordFS")
-    if version != VERSION:
-        raise ObjectCorrupt(f"pack format {version}, this program knows {VERSION}")
-    if volume != keys.volume:
-        raise ObjectCorrupt("a pack of another volume")
-    (length,) = _LENGTH.unpack(data[-_LENGTH.size :])
-    start = len(data) - _LENGTH.size - length
-    if start < HEADER.size:
-        raise ObjectCorrupt("a pack whose table does not fit into it")
-    try:
-        body = _table_cipher(keys, epoch, ObjectId(object_id)).decrypt(
-            _nonce(0), data[start : -_LENGTH.size], head + len(data).to_bytes(8, "big")
+        ref = ChunkRef(
+            item.chunk_id,
+            self.object_id,
+            self.epoch,
+            number,
+            self.body_bytes,
+            len(sealed),
+            item.plain_length,
+            item.codec,
         )
-    except (InvalidTag, CryptoError):
-        raise ObjectCorrupt("a pack's table is not what was stored") from None
-    plain_length, codec = _TABLE_HEAD.unpack_from(body)
-    if plain_length > _MAX_TABLE_BYTES:
-        raise ObjectCorrupt("a pack's table is unreasonably long")
-    plain = _decompress(body[_TABLE_HEAD.size :], codec, plain_length)
-    return _parse_table(plain, ObjectId(object_id), epoch, end=start)
+        self._parts.append(sealed)
+        self.chunks.append(ref)
+        self.body_bytes += len(sealed)
+        return ref
+
+    def finish(
+        self,
+        refs: Sequence[Reference],
+        files: Sequence[FileNote],
+        *,
+        head: Head | None = None,
+        max_bytes: int | None = None,
+    ) -> FinishedPack:
+        """Append the table and open everything once. Notes that do not fit are left out.
+
+        The journal's segments carry the same, so a note left out loses nothing; the table says so.
+        """
+        if self._finished:
+            raise ValueError("a pack is finished once: its id stands for one content")
+        self._finished = True
+        limit = min(self._max_bytes, max_bytes or self._max_bytes)
+        room = limit - self.body_bytes - TRAILER.size - TAG_BYTES
+        squeezed, codec, plain_length = self._table_within(room, refs, files, head)
+        sealed_length = len(squeezed) + TAG_BYTES
+        size = self.body_bytes + sealed_length + TRAILER.size
+        trailer = TRAILER.pack(codec, plain_length, sealed_length)
+        key = AESGCM(self._keys.table_key(self.epoch, self.object_id))
+        aad = _table_aad(self._keys, self._header, size, trailer)
+        parts = [*self._parts, key.encrypt(_NONCE, squeezed, aad), trailer]
+        pack = FinishedPack(
+            self.object_id, object_filename(self.object_id), self.epoch, parts, size, self.chunks
+        )
+        verify_pack(self._keys, pack)
+        return pack
+
+    def _table_within(
+        self,
+        room: int,
+        refs: Sequence[Reference],
+        files: Sequence[FileNote],
+        head: Head | None,
+    ) -> tuple[bytes, int, int]:
+        files, refs, whole = list(files), list(refs), True
+        while True:
+            plain = tables.encode(Table(self.chunks, refs, files, head, whole))
+            squeezed, codec = squeeze(plain)
+            if len(squeezed) <= room:
+                return squeezed, codec, len(plain)
+            if not files and not refs:
+                raise ValueError("the pack was filled beyond its limit")
+            whole = False
+            if files:
+                files = files[: len(files) // 2]
+            else:
+                refs = refs[: len(refs) // 2]
 
 
-def _parse_table(plain: bytes, object_id: ObjectId, epoch: int, *, end: int) -> Table:
+def read_table(
+    keys: VolumeKeys, object_id: ObjectId, header: bytes, tail: bytes, size: int
+) -> Table:
+    """Open a pack's table from its first 24 bytes and a tail that holds at least the table.
+
+    `tail` may start anywhere before the table; `table_bytes` tells from the last 12 bytes how much.
+    """
+    epoch = _check_header(header, object_id)
+    need = table_bytes(tail, size)
+    if need > len(tail):
+        raise ObjectCorrupt("the tail does not hold the pack's table")
+    sealed, trailer = tail[len(tail) - need : -TRAILER.size], tail[-TRAILER.size :]
+    codec, plain_length, _ = TRAILER.unpack(trailer)
     try:
-        counts = _COUNTS.unpack_from(plain)
-        at = _COUNTS.size
-        chunks = []
-        offset = HEADER.size
-        for number in range(counts[0]):
-            cid, where, length, plain_length, codec = _CHUNK.unpack_from(plain, at)
-            at += _CHUNK.size
-            if where != offset or length < TAG_BYTES:
-                raise ObjectCorrupt("a pack's chunks do not lie back to back")
-            offset += length
-            chunks.append(
-                ChunkRef(ChunkId(cid), object_id, epoch, number, where, length, plain_length, codec)
-            )
-        if offset != end:
-            raise ObjectCorrupt("a pack's chunks do not end where its table begins")
-        references = []
-        for _ in range(counts[1]):
-            ino, index, sequence, cid, valid = _REFERENCE.unpack_from(plain, at)
-            references.append(Reference(Ino(ino), index, sequence, ChunkId(cid), valid))
-            at += _REFERENCE.size
-        files = []
-        for _ in range(counts[2]):
-            ino, parent, size, mode, named = _FILE.unpack_from(plain, at)
-            at += _FILE.size + named
-            name = plain[at - named : at]
-            files.append(FileNote(Ino(ino), Ino(parent), name, size, mode))
-    except struct.error as error:
-        raise ObjectCorrupt("a pack's table is cut short") from error
-    if at != len(plain):
-        raise ObjectCorrupt("a pack's table has more than it says")
-    return Table(object_id, epoch, tuple(chunks), tuple(references), tuple(files))
-
-
-def verify_pack(keys: VolumeKeys, data: bytes) -> Table:
-    """Parse a pack and open every chunk of it, as is done once before it is sent."""
-    table = read_table(keys, data)
-    for ref in table.chunks:
-        open_chunk(keys, ref, data[ref.offset : ref.offset + ref.length])
+        key = AESGCM(keys.table_key(epoch, object_id))
+        aad = _table_aad(keys, header[: HEADER.size], size, trailer)
+        squeezed = key.decrypt(_NONCE, sealed, aad)
+    except (InvalidTag, CryptoError) as error:
+        raise ObjectCorrupt("a pack's table was changed since it was stored") from error
+    table = tables.decode(
+        expand(squeezed, codec, plain_length),
+        pack=object_id,
+        epoch=epoch,
+        first_offset=HEADER.size,
+    )
+    end = HEADER.size + sum(ref.length for ref in table.chunks)
+    if end + need != size:
+        raise ObjectCorrupt("a pack's table does not account for the whole pack")
     return table
+
+
+def table_bytes(tail: bytes, size: int) -> int:
+    """How many bytes at the pack's end are table and trailer, read from the trailer."""
+    if len(tail) < TRAILER.size or not HEADER.size + TRAILER.size <= size <= MAX_PACK_BYTES:
+        raise ObjectCorrupt("a pack is too short, or too long, to be one")
+    codec, _, sealed_length = TRAILER.unpack(tail[-TRAILER.size :])
+    need = int(sealed_length) + TRAILER.size
+    if codec not in (CODEC_PLAIN, CODEC_ZSTD) or not (
+        TAG_BYTES + TRAILER.size <= need <= size - HEADER.size
+    ):
+        raise ObjectCorrupt("a pack's table has an impossible length or codec")
+    return need
+
+
+def open_pack(keys: VolumeKeys, object_id: ObjectId, data: bytes) -> Table:
+    """Parse a whole pack and open every chunk in it. ObjectCorrupt on any deviation."""
+    table = read_table(keys, object_id, data[: HEADER.size], data, len(data))
+    view = memoryview(data)
+    for ref in table.chunks:
+        open_chunk(keys, ref, view[ref.offset : ref.offset + ref.length])
+    return table
+
+
+def verify_pack(keys: VolumeKeys, pack: FinishedPack) -> None:
+    """Read a finished pack as a stranger would, before a byte leaves. ObjectCorrupt if not sound.
+
+    Takes the parts as they are, so that no second copy of the pack is made.
+    """
+    if sum(map(len, pack.parts)) != pack.size:
+        raise ObjectCorrupt("a finished pack is not of its own size")
+    tail = b"".join(pack.parts[-2:])
+    table = read_table(keys, pack.object_id, pack.parts[0], tail, pack.size)
+    if table.chunks != pack.chunks:
+        raise ObjectCorrupt("a finished pack's table is not what was packed")
+    for ref, sealed in zip(table.chunks, pack.parts[1:-2], strict=True):
+        open_chunk(keys, ref, sealed)
+
+
+def _check_header(header: bytes, object_id: ObjectId) -> int:
+    if len(header) < HEADER.size:
+        raise ObjectCorrupt("a pack is shorter than its header")
+    version, kind, zero, epoch, stated = HEADER.unpack(header[: HEADER.size])
+    if version != VERSION or kind != _KIND or zero:
+        raise ObjectCorrupt("not a pack of a version that this program reads")
+    if stated != object_id:
+        raise ObjectCorrupt("a pack bears another name than it was stored under")
+    return int(epoch)
+
+
+def _table_aad(keys: VolumeKeys, header: bytes, size: int, trailer: bytes) -> bytes:
+    return b"table\0\0\0" + keys.volume + header + size.to_bytes(8, "big") + trailer

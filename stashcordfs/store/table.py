@@ -1,0 +1,170 @@
+"""A pack's table, before compression and sealing: chunks, references, file notes, the head.
+
+Pure encoding. Numbers are LEB128 without superfluous bytes, so that a table has one encoding only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stashcordfs.errors import ObjectCorrupt
+from stashcordfs.types import ChunkId, ChunkRef, Ino, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_WHOLE = 1
+_HAS_HEAD = 2
+_CHUNK_ID_BYTES = 32
+_HASH_BYTES = 32
+_MAX_NAME_BYTES = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A block that refers to a chunk: of this pack, or, by deduplication, of another one.
+
+    `sequence` orders the references of one block: the highest is its newest content.
+    """
+
+    ino: Ino
+    index: int
+    sequence: int
+    chunk_id: ChunkId
+    valid_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileNote:
+    """What a file was called and how large it was when the pack was made."""
+
+    ino: Ino
+    parent: Ino
+    name: bytes
+    size: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest segment when the pack was made."""
+
+    number: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """`whole` is false when notes were left out for want of room."""
+
+    chunks: list[ChunkRef]
+    references: Sequence[Reference] = ()
+    files: Sequence[FileNote] = ()
+    head: Head | None = None
+    whole: bool = True
+
+
+def encode(table: Table) -> bytes:
+    """The table's bytes."""
+    out = bytearray()
+    out.append((_WHOLE if table.whole else 0) | (_HAS_HEAD if table.head else 0))
+    if table.head:
+        _put(out, table.head.number)
+        out += table.head.digest
+    _put(out, len(table.chunks), len(table.references), len(table.files))
+    places = {}
+    for place, ref in enumerate(table.chunks):
+        out += ref.chunk_id
+        _put(out, ref.codec, ref.length, ref.plain_length)
+        places[ref.chunk_id] = place
+    for reference in table.references:
+        own = places.get(reference.chunk_id)
+        _put(out, reference.ino, reference.index, reference.sequence, reference.valid_length)
+        _put(out, 0 if own is None else own + 1)
+        if own is None:
+            out += reference.chunk_id
+    for note in table.files:
+        _put(out, note.ino, note.parent, note.size, note.mode, len(note.name))
+        out += note.name
+    return bytes(out)
+
+
+def decode(data: bytes, *, pack: ObjectId, epoch: int, first_offset: int) -> Table:
+    """Read a table; ObjectCorrupt on anything that `encode` would not have written."""
+    reader = _Reader(data)
+    flags = reader.take(1)[0]
+    if flags & ~(_WHOLE | _HAS_HEAD):
+        raise ObjectCorrupt("a pack's table has unknown flags; update this program")
+    head = Head(reader.number(), reader.take(_HASH_BYTES)) if flags & _HAS_HEAD else None
+    counts = (reader.number(), reader.number(), reader.number())
+    if sum(counts) > len(data):
+        raise ObjectCorrupt("a pack's table claims more entries than it has bytes")
+    chunks: list[ChunkRef] = []
+    offset = first_offset
+    for number in range(counts[0]):
+        chunk_id = ChunkId(reader.take(_CHUNK_ID_BYTES))
+        codec, length, plain = reader.number(), reader.number(), reader.number()
+        chunks.append(ChunkRef(chunk_id, pack, epoch, number, offset, length, plain, codec))
+        offset += length
+    references = [_reference(reader, chunks) for _ in range(counts[1])]
+    files = [_note(reader) for _ in range(counts[2])]
+    if not reader.at_end():
+        raise ObjectCorrupt("a pack's table has bytes after its end")
+    return Table(chunks, references, files, head, bool(flags & _WHOLE))
+
+
+def _reference(reader: _Reader, chunks: Sequence[ChunkRef]) -> Reference:
+    ino, index, sequence, valid = (reader.number() for _ in range(4))
+    place = reader.number()
+    if place > len(chunks):
+        raise ObjectCorrupt("a pack's table refers to a chunk that it does not list")
+    chunk_id = chunks[place - 1].chunk_id if place else ChunkId(reader.take(_CHUNK_ID_BYTES))
+    return Reference(Ino(ino), index, sequence, chunk_id, valid)
+
+
+def _note(reader: _Reader) -> FileNote:
+    ino, parent, size, mode, length = (reader.number() for _ in range(5))
+    if not 1 <= length <= _MAX_NAME_BYTES:
+        raise ObjectCorrupt("a pack's table has a file name of an impossible length")
+    return FileNote(Ino(ino), Ino(parent), reader.take(length), size, mode)
+
+
+def _put(out: bytearray, *numbers: int) -> None:
+    for number in numbers:
+        left = number
+        if not 0 <= left < 1 << 64:
+            raise ValueError("a table holds numbers of 64 bits")
+        while left > 0x7F:
+            out.append(left & 0x7F | 0x80)
+            left >>= 7
+        out.append(left)
+
+
+@dataclass(slots=True)
+class _Reader:
+    data: bytes
+    at: int = field(default=0)
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.at:
+            raise ObjectCorrupt("a pack's table ends early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                if value >= 1 << 64 or (byte == 0 and shift > 7):
+                    break
+                return value
+            if shift > 63:
+                break
+        raise ObjectCorrupt("a pack's table has a badly written number")
+
+    def at_end(self) -> bool:
+        return self.at == len(self.data)
