@@ -1,0 +1,155 @@
+"""A volume mounted over a sandbox, each started by its command, as a user would.
+
+    with DemoVolume.running(folder) as volume:
+        (volume.mountpoint / "file").write_text("text")
+        volume.sync()
+        volume.remount(without_cache=True)
+
+Shared by the end-to-end test, the acceptance run and the bench. It imports nothing of the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+COMMAND = [sys.executable, "-m", "stashcordfs.cli.main"]
+NAME = "demo"
+_ENDING_S = 30
+
+
+def fuse_missing() -> str:
+    """Why nothing can be mounted here; empty when it can."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "needs /dev/fuse"
+    return "" if shutil.which("fusermount3") else "needs fusermount3"
+
+
+class DemoVolume:
+    def __init__(
+        self, folder: Path, *, settings: Mapping[str, str] | None = None, server: list[str]
+    ) -> None:
+        """Start the sandbox and make the volume, not mounted yet. `settings` by name."""
+        self.folder = folder
+        self.mountpoint = folder / "mnt"
+        self.state = folder / "state"
+        self.server_folder = folder / "server"
+        self.mountpoint.mkdir(parents=True)
+        self._server_log = (folder / "sandbox.log").open("w")
+        self._server = subprocess.Popen(
+            [*COMMAND, "sandbox", "run", "--dir", str(self.server_folder), *server],
+            stdout=subprocess.PIPE,
+            stderr=self._server_log,
+            text=True,
+        )
+        try:
+            assert self._server.stdout is not None
+            line = self._server.stdout.readline()
+            if not line:
+                raise RuntimeError((folder / "sandbox.log").read_text())
+            self.server: dict[str, Any] = json.loads(line)
+            self.token = str(self.server["token"])
+            self.environment = {
+                **{k: v for k, v in os.environ.items() if not k.startswith("STASHCORDFS_")},
+                "HOME": str(folder),  # no configuration file of the user's
+                "STASHCORDFS_STATE_DIR": str(self.state),
+                "STASHCORDFS_TOKEN": f"plain:{self.token}",
+                "STASHCORDFS_PASSPHRASE": f"plain:{secrets.token_hex(8)}",
+                "STASHCORDFS_API_URL": str(self.server["api_url"]),
+                **{f"STASHCORDFS_{k.upper()}": v for k, v in (settings or {}).items()},
+            }
+            self.command("mkfs", NAME, "--channel", str(self.server["channel_ids"][0]))
+        except BaseException:
+            self.end_server()
+            raise
+
+    @classmethod
+    @contextlib.contextmanager
+    def running(
+        cls,
+        folder: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        server: tuple[str, ...] = (),
+    ) -> Iterator[DemoVolume]:
+        """Mounted inside; afterwards unmounted, without waiting, and the sandbox ended."""
+        volume = cls(folder, settings=settings, server=list(server))
+        try:
+            volume.mount()
+            yield volume
+        finally:
+            with contextlib.suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
+                if volume.is_mounted():
+                    volume.command("umount", "--no-wait", str(volume.mountpoint))
+            if volume.is_mounted():
+                subprocess.run(["fusermount3", "-uz", str(volume.mountpoint)], check=False)
+            volume.end_server()
+
+    def command(self, *args: str, timeout_s: float = 1800) -> str:
+        """Run one of the program's commands; what it printed. RuntimeError with its words."""
+        done = subprocess.run(
+            [*COMMAND, *args],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{args[0]} ended with {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
+    def mount(self) -> None:
+        self.command("mount", NAME, str(self.mountpoint), timeout_s=120)
+
+    def umount(self) -> None:
+        self.command("umount", str(self.mountpoint))
+
+    def is_mounted(self) -> bool:
+        """Without asking the file system, which may be stuck."""
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+        return f" {self.mountpoint} " in mounts
+
+    def sync(self) -> None:
+        self.command("sync", str(self.mountpoint))
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.command("status", NAME, "--json"))
+        return status
+
+    def pid(self) -> int:
+        return int(self.status()["pid"])
+
+    def remount(self, *, without_cache: bool = False) -> None:
+        """Unmount, waiting for Discord, and mount again, maybe with nothing kept locally."""
+        self.umount()
+        if without_cache:
+            shutil.rmtree(self.state / NAME / "blocks")
+        self.mount()
+
+    def server_stats(self) -> dict[str, Any]:
+        """What the sandbox itself has counted."""
+        base = str(self.server["api_url"]).partition("/api/")[0]
+        return fetch_json(f"{base}/_sandbox/stats")
+
+    def end_server(self) -> None:
+        self._server.terminate()
+        self._server.wait(_ENDING_S)
+        if self._server.stdout is not None:
+            self._server.stdout.close()
+        self._server_log.close()
+
+
+def fetch_json(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        told: dict[str, Any] = json.load(answer)
+    return told
