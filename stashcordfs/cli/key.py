@@ -67,10 +67,10 @@ def change(globals_: Globals, name: str, use_recovery_key: bool) -> None:
 
 @command.command("remove")
 @click.argument("name")
-@click.argument("slot", type=int)
+@click.argument("slot")
 @_use_recovery_key
 @click.pass_obj
-def remove(globals_: Globals, name: str, slot: int, use_recovery_key: bool) -> None:
+def remove(globals_: Globals, name: str, slot: str, use_recovery_key: bool) -> None:
     """Remove the key slot number SLOT (see `key show`) of NAME."""
     _change(globals_, name, "remove", use_recovery_key=use_recovery_key, slot=slot)
 
@@ -86,7 +86,7 @@ def _change(
     *,
     unlock: bool = True,
     use_recovery_key: bool = False,
-    slot: int | None = None,
+    slot: str | None = None,
     new: Callable[[], str] | None = None,
 ) -> None:
     from stashcordfs.daemon import change_keys

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from stashcordfs.crypto import slots
-from stashcordfs.crypto.keys import VolumeKeys
+from stashcordfs.crypto.keys import KEY_BYTES, VolumeKeys
 from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import AccessDenied, NotFound, StashcordError, TokenRejected, UsageError
 from stashcordfs.journal import Journal
@@ -88,7 +88,7 @@ def open_keys(settings: Settings, volume: VolumeDir) -> VolumeKeys:
     return _unlock(read_record(volume), passphrase=settings.passphrase.reveal())[1]
 
 
-def read_record(volume: VolumeDir) -> records.Record:
+def read_record(volume: VolumeDir) -> records.VolumeRecord:
     """The record as it was posted last, from STATE/NAME."""
     path = volume.path / _RECORD
     try:
@@ -99,12 +99,10 @@ def read_record(volume: VolumeDir) -> records.Record:
 
 
 def _unlock(
-    record: records.Record, *, passphrase: str | None = None, recovery_key: str | None = None
+    record: records.VolumeRecord, *, passphrase: str | None = None, recovery_key: str | None = None
 ) -> tuple[dict[int, bytes], VolumeKeys]:
     """Open the keys by either secret, and check that the record is what was sealed with them."""
-    masters = slots.unlock(
-        record.volume, record.slots, passphrase=passphrase, recovery_key=recovery_key
-    )
+    masters = slots.unlock(record.slots, passphrase=passphrase, recovery_key=recovery_key)
     keys = VolumeKeys(record.volume, masters)
     records.verify(record, keys)
     return masters, keys
@@ -119,7 +117,7 @@ def mkfs(
     block_size: int,
     passphrase: str,
     progress: Callable[[str], None] = _silent,
-    cost: slots.Cost | None = None,
+    cost: slots.Argon2Cost | None = None,
 ) -> MkfsResult:
     """Make a volume: keys, record on Discord, empty journal here. Refuses what is in use."""
     volume = VolumeDir(settings.state_dir, name)
@@ -138,21 +136,15 @@ def mkfs(
     trio.run(_check_channels, token, local, progress)
     progress("making keys")
     identity = uuid.UUID(local.uuid).bytes
-    masters = {1: secrets.token_bytes(32)}
-    recovery_key = slots.new_recovery_key()
-    cost = cost or slots.Cost()
-    ways = [
-        (slots.PASSPHRASE, slots.passphrase_bytes(passphrase)),
-        (slots.RECOVERY, slots.parse_recovery_key(recovery_key)),
-    ]
-    made = tuple(
-        slots.seal_slot(identity, masters, slot_id=n, kind=kind, secret=secret, cost=cost)
-        for n, (kind, secret) in enumerate(ways)
+    master = secrets.token_bytes(KEY_BYTES)
+    made, recovery_key = slots.create_slots(
+        identity, master, passphrase=passphrase, cost=cost or slots.DEFAULT_COST
     )
-    record = records.Record(identity, block_size, 1, int(time.time()), made)
+    record = records.VolumeRecord(identity, block_size, made, int(time.time()))
+    keys = VolumeKeys(identity, {made.epoch: master})
     volume.create()
     with volume.lock():
-        _post(token, local, volume, record, VolumeKeys(identity, masters), progress)
+        _post(token, local, volume, record, keys, progress)
         Journal.create(
             volume.journal_path, clock_ns=time.time_ns, uid=os.getuid(), gid=os.getgid()
         ).close()
@@ -165,11 +157,13 @@ async def _check_channels(
 ) -> None:
     progress("looking at the channels")
     async with open_store(token, local, ClientStats()) as store:
-        await _explained(store.check)
+        await _explained(store.learn_limits)
+        await _explained(store.newest_id)
         if found := await _explained(store.find_records):
+            uuid_found = records.decode(found[0]).uuid
             raise UsageError(
-                f"channel {local.journal_channel} already holds a volume "
-                f"({found[0][1]}): use an empty channel, or recover that volume"
+                f"channel {local.journal_channel} already holds volume {uuid_found}: "
+                "use an empty channel"
             )
 
 
@@ -197,7 +191,7 @@ def _post(
     token: Token,
     local: VolumeRecord,
     volume: VolumeDir,
-    record: records.Record,
+    record: records.VolumeRecord,
     keys: VolumeKeys,
     progress: Callable[[str], None],
 ) -> None:
@@ -207,9 +201,7 @@ def _post(
     async def post() -> None:
         async with open_store(token, local, ClientStats()) as store:
             await _explained(
-                lambda: store.post_record(
-                    data, records.filename(record.volume), nonce=secrets.token_hex(12)
-                )
+                lambda: store.post_record(data, record.filename)
             )
 
     progress("posting the volume's record")
@@ -230,47 +222,32 @@ def change_keys(
     passphrase: str | None = None,
     recovery_key: str | None = None,
     new_passphrase: str | None = None,
-    slot_id: int | None = None,
-    cost: slots.Cost | None = None,
-) -> list[dict[str, object]] | str:
-    """`show`, `add`, `change` or `remove` key slots. `add` without a passphrase: a recovery key.
+    slot_id: str | None = None,
+    cost: slots.Argon2Cost = slots.DEFAULT_COST,
+) -> list[dict[str, str]] | str:
+    """`show`, `add`, `change` or `remove` key slots, opened by either secret.
 
-    Opening needs the passphrase or the recovery key. Returns the slots, or a new recovery key.
+    `add` and `change` without a new passphrase make a recovery key. Returns the slots, or the new
+    recovery key where one was made. The changed record is posted before this returns.
     """
     volume = VolumeDir(settings.state_dir, name)
     local = volume.read_record()
     record = read_record(volume)
-    if action == "show":
-        return [{"id": slot.id, "kind": slot.kind} for slot in record.slots]
-    with volume.lock():
-        masters, keys = _unlock(record, passphrase=passphrase, recovery_key=recovery_key)
-        kept = list(record.slots)
-        fresh_key = ""
-        if action == "remove":
-            kept = [slot for slot in kept if slot.id != slot_id]
-            if len(kept) == len(record.slots):
-                raise UsageError(f"no key slot {slot_id}; see stashcordfs key show {name}")
-            if not kept:
-                raise UsageError("the last key slot stays: without it the data is lost")
-        else:
-            if new_passphrase:
-                kind, secret = slots.PASSPHRASE, slots.passphrase_bytes(new_passphrase)
+    fresh_key = ""
+    if action != "show":
+        with volume.lock():
+            masters, keys = _unlock(record, passphrase=passphrase, recovery_key=recovery_key)
+            changed = record.slots
+            if action == "remove":
+                changed = slots.remove_slot(changed, slot_id or "")
+            elif new_passphrase is not None:
+                changed = slots.add_passphrase(changed, masters, new_passphrase, cost=cost)
             else:
-                fresh_key = slots.new_recovery_key()
-                kind, secret = slots.RECOVERY, slots.parse_recovery_key(fresh_key)
+                changed, fresh_key = slots.add_recovery(changed, masters)
             if action == "change":
-                kept = [slot for slot in kept if slot.kind != kind]
-            number = max((slot.id for slot in record.slots), default=0) + 1
-            kept.append(
-                slots.seal_slot(
-                    record.volume,
-                    masters,
-                    slot_id=number,
-                    kind=kind,
-                    secret=secret,
-                    cost=cost or slots.Cost(),
-                )
-            )
-        changed = replace(record, serial=record.serial + 1, slots=tuple(kept))
-        _post(Token(settings), local, volume, changed, keys, _silent)
-    return fresh_key or [{"id": slot.id, "kind": slot.kind} for slot in kept]
+                kind = slots.RECOVERY if fresh_key else slots.PASSPHRASE
+                for old in [slot for slot in record.slots.slots if slot.kind == kind]:
+                    changed = slots.remove_slot(changed, old.id)
+            record = replace(record, serial=record.serial + 1, slots=changed)
+            _post(Token(settings), local, volume, record, keys, _silent)
+    return fresh_key or [{"id": slot.id, "kind": slot.kind} for slot in record.slots.slots]
