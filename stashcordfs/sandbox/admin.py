@@ -1,0 +1,111 @@
+"""Routes under /_sandbox for tests: counts, clock, faults, switches, damage. No credential."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from stashcordfs.sandbox.settings import CHANGEABLE
+from stashcordfs.sandbox.store import Draft, new_token
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from stashcordfs.sandbox.server import Sandbox
+
+
+class Admin:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/_sandbox/stats", self.stats, methods=["GET"]),
+            Route("/_sandbox/clock", self.clock, methods=["POST"]),
+            Route("/_sandbox/faults", self.faults, methods=["GET", "POST"]),
+            Route("/_sandbox/settings", self.settings, methods=["POST"]),
+            Route("/_sandbox/token", self.token, methods=["POST"]),
+            Route("/_sandbox/messages", self.message, methods=["POST"]),
+            Route("/_sandbox/attachments/{attachment:int}", self.attachment, methods=["POST"]),
+        ]
+
+    async def stats(self, request: Request) -> Response:
+        del request
+        return JSONResponse(self._sandbox.stats())
+
+    async def clock(self, request: Request) -> Response:
+        """{"advance_s": seconds}: the server's time goes on by that much, and stays so."""
+        advance = float((await request.json())["advance_s"])
+        if advance < 0:
+            return _bad("the clock goes forward only")
+        store = self._sandbox.store
+        store.clock.offset += advance
+        store.state["clock_offset"] = store.clock.offset
+        store.save_state()
+        return JSONResponse({"now": store.clock.wall()})
+
+    async def faults(self, request: Request) -> Response:
+        """POST {"rules": [...]} replaces all rules; see faults.py for the kinds."""
+        if request.method == "POST":
+            try:
+                self._sandbox.faults.replace((await request.json())["rules"])
+            except (ValueError, KeyError, TypeError) as error:
+                return _bad(str(error))
+        return JSONResponse({"rules": self._sandbox.faults.rules})
+
+    async def settings(self, request: Request) -> Response:
+        changes: dict[str, Any] = await request.json()
+        if strange := changes.keys() - CHANGEABLE:
+            return _bad(f"not settings that can change: {', '.join(sorted(strange))}")
+        self._sandbox.change(dataclasses.replace(self._sandbox.settings, **changes))
+        return JSONResponse(changes)
+
+    async def token(self, request: Request) -> Response:
+        """Another token from now on; the old one is refused."""
+        del request
+        store = self._sandbox.store
+        store.state["token"] = new_token(store.state["user_id"])
+        store.save_state()
+        return JSONResponse({"token": store.state["token"]})
+
+    async def message(self, request: Request) -> Response:
+        """{"channel_id", "type", "content"}: a message of somebody else, or of the system."""
+        about: dict[str, Any] = await request.json()
+        store = self._sandbox.store
+        draft = Draft(
+            int(about["channel_id"]),
+            int(about.get("author_id", store.ids.next())),
+            "somebody",
+            type=int(about.get("type", 0)),
+            content=str(about.get("content", "hello")),
+        )
+        return JSONResponse({"id": str(store.add_message(draft, []))})
+
+    async def attachment(self, request: Request) -> Response:
+        """Damage one: {"action": "corrupt", "offset"} | {"action": "truncate", "size"} | delete."""
+        about: dict[str, Any] = await request.json()
+        path = self._sandbox.store.files / str(request.path_params["attachment"])
+        if not path.exists():
+            return JSONResponse({"message": "no such attachment"}, status_code=404)
+        match about.get("action"):
+            case "delete":
+                path.unlink()
+            case "truncate":
+                with path.open("r+b") as file:
+                    file.truncate(int(about.get("size", 0)))
+            case "corrupt":
+                with path.open("r+b") as file:
+                    file.seek(int(about.get("offset", path.stat().st_size // 2)))
+                    byte = file.read(1)
+                    file.seek(-1, 1)
+                    file.write(bytes([byte[0] ^ 0xFF]))
+            case _:
+                return _bad("action must be corrupt, truncate or delete")
+        return JSONResponse({})
+
+
+def _bad(message: str) -> Response:
+    return JSONResponse({"message": message}, status_code=400)

@@ -1,0 +1,287 @@
+"""The routes under /api/v10: what each takes and gives. Auth, limits and faults are server.py's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from stashcordfs.sandbox.errors import ApiError, form_error, unknown
+from stashcordfs.sandbox.forms import Form, read_form
+from stashcordfs.sandbox.ids import iso
+from stashcordfs.sandbox.store import Draft
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from starlette.requests import Request
+
+    from stashcordfs.sandbox.server import Sandbox
+
+Answer = tuple[int, Any]
+_PINS = 250
+
+
+class Api:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._store = sandbox.store
+        self._view = sandbox.view
+        self._messages = sandbox.messages
+
+    async def form(self, request: Request) -> Form:
+        settings = self._sandbox.settings
+        return await read_form(
+            request,
+            self._store.incoming,
+            request_bytes=settings.request_bytes,
+            file_bytes=settings.attachment_bytes,
+        )
+
+    def _me(self) -> int:
+        return int(self._store.state["user_id"])
+
+    def _channel(self, request: Request) -> int:
+        channel = int(request.path_params["channel"])
+        if channel not in self._store.state["channel_ids"]:
+            raise unknown("Channel", 10003)
+        return channel
+
+    def _message(self, request: Request) -> sqlite3.Row:
+        return self._messages.get(self._channel(request), int(request.path_params["message"]))
+
+    # Objects
+
+    async def me(self, request: Request) -> Answer:
+        del request
+        return 200, self._view.me()
+
+    async def application(self, request: Request) -> Answer:
+        del request
+        return 200, self._view.application()
+
+    async def gateway_bot(self, request: Request) -> Answer:
+        del request
+        limit = {"total": 1000, "remaining": 1000, "reset_after": 0, "max_concurrency": 1}
+        return 200, {
+            "url": "wss://gateway.invalid",
+            "shards": 1,
+            "session_start_limit": limit,
+        }
+
+    async def guild(self, request: Request) -> Answer:
+        if int(request.path_params["guild"]) != self._store.state["guild_id"]:
+            raise unknown("Guild", 10004)
+        return 200, self._view.guild()
+
+    async def channel(self, request: Request) -> Answer:
+        return 200, self._view.channel(self._channel(request))
+
+    # Messages
+
+    async def create_message(self, request: Request) -> Answer:
+        form = await self.form(request)
+        try:
+            channel = self._channel(request)
+            if not self._sandbox.settings.send_messages:
+                raise ApiError(403, 50013, "Missing Permissions")
+            row = self._messages.create(Draft(channel, self._me(), "sandbox"), form)
+        finally:
+            form.discard()
+        shown = self._view.message(row)
+        if form.payload.get("nonce") is not None:
+            shown["nonce"] = form.payload["nonce"]  # here only, it is not stored
+        return 200, shown
+
+    async def get_message(self, request: Request) -> Answer:
+        row = self._message(request)
+        if self._sandbox.faults.take("get_message", "hide"):
+            raise unknown("Message", 10008)
+        if not self._sandbox.settings.read_history:
+            raise ApiError(403, 50013, "Missing Permissions")
+        return 200, self._view.message(row)
+
+    async def list_messages(self, request: Request) -> Answer:
+        channel = self._channel(request)
+        query = request.query_params
+        limit = query.get("limit", "50")
+        if not limit.isdigit() or not 1 <= int(limit) <= 100:
+            raise form_error("limit", "NUMBER_TYPE_MAX", "int value should be between 1 and 100.")
+        at = {key: _snowflake(key, query[key]) for key in ("before", "after", "around") if key in query}
+        if not self._sandbox.settings.read_history:
+            return 200, []
+        if "around" in at:
+            half = int(limit) // 2
+            rows = self._store.page(channel, before=None, after=at["around"], limit=half)
+            rows += self._store.page(
+                channel, before=at["around"] + 1, after=None, limit=int(limit) - half
+            )
+        else:
+            rows = self._store.page(
+                channel, before=at.get("before"), after=at.get("after"), limit=int(limit)
+            )
+        if rows and self._sandbox.faults.take("list_messages", "hide"):
+            rows = rows[1:]
+        return 200, [self._view.message(row) for row in rows]
+
+    async def edit_message(self, request: Request) -> Answer:
+        form = await self.form(request)
+        try:
+            row = self._messages.edit(self._message(request), form, author_id=self._me())
+        finally:
+            form.discard()
+        return 200, self._view.message(row)
+
+    async def delete_message(self, request: Request) -> Answer:
+        self._messages.delete(self._channel(request), int(request.path_params["message"]))
+        return 204, None
+
+    async def bulk_delete(self, request: Request) -> Answer:
+        form = await self.form(request)
+        self._messages.bulk_delete(self._channel(request), form.payload)
+        return 204, None
+
+    # Pins
+
+    async def get_pins(self, request: Request) -> Answer:
+        channel = self._channel(request)
+        limit = min(50, max(1, int(request.query_params.get("limit", "50"))))
+        rows = self._store.rows(
+            "SELECT * FROM messages WHERE channel_id=? AND pinned IS NOT NULL"
+            " ORDER BY pinned DESC LIMIT ?",
+            channel,
+            limit + 1,
+        )
+        items = [
+            {"pinned_at": iso(row["pinned"]), "message": self._view.message(row)}
+            for row in rows[:limit]
+        ]
+        return 200, {"items": items, "has_more": len(rows) > limit}
+
+    async def pin(self, request: Request) -> Answer:
+        row = self._message(request)
+        if row["pinned"] is not None:
+            return 204, None
+        channel = int(row["channel_id"])
+        pinned = self._store.value(
+            "SELECT count(*) FROM messages WHERE channel_id=? AND pinned IS NOT NULL", channel
+        )
+        if pinned >= _PINS:
+            raise ApiError(400, 30003, f"Maximum number of pins reached ({_PINS})")
+        self._pinned(row, self._store.clock.wall())
+        self._store.add_message(Draft(channel, self._me(), "sandbox", type=6), [])
+        return 204, None
+
+    async def unpin(self, request: Request) -> Answer:
+        self._pinned(self._message(request), None)
+        return 204, None
+
+    def _pinned(self, row: sqlite3.Row, at: float | None) -> None:
+        self._store.run("UPDATE messages SET pinned=? WHERE id=?", at, row["id"])
+
+    # Webhooks
+
+    async def create_webhook(self, request: Request) -> Answer:
+        channel = self._channel(request)
+        name = (await self.form(request)).payload.get("name")
+        if not isinstance(name, str) or not 1 <= len(name) <= 80:
+            raise form_error("name", "BASE_TYPE_BAD_LENGTH", "Must be between 1 and 80 in length.")
+        if "clyde" in name.lower() or "discord" in name.lower():
+            raise form_error("name", "BASE_TYPE_BAD", "The name is not allowed.")
+        if self._store.value("SELECT count(*) FROM webhooks WHERE channel_id=?", channel) >= 15:
+            raise ApiError(400, 30007, "Maximum number of webhooks reached (15)")
+        webhook = self._store.ids.next()
+        token = self._view.signature(str(webhook), "webhook", "token")
+        self._store.run("INSERT INTO webhooks VALUES(?,?,?,?)", webhook, channel, token, name)
+        return 200, self._view.webhook(self.webhook_row(webhook))
+
+    def webhook_row(self, webhook: int, token: str | None = None) -> sqlite3.Row:
+        row = self._store.row("SELECT * FROM webhooks WHERE id=?", webhook)
+        if row is None:
+            raise unknown("Webhook", 10015)
+        if token is not None and row["token"] != token:
+            raise ApiError(401, 50027, "Invalid Webhook Token")
+        return row
+
+    def _webhook(self, request: Request) -> sqlite3.Row:
+        params = request.path_params
+        return self.webhook_row(int(params["webhook"]), params.get("token"))
+
+    async def list_webhooks(self, request: Request) -> Answer:
+        rows = self._store.rows(
+            "SELECT * FROM webhooks WHERE channel_id=?", self._channel(request)
+        )
+        return 200, [self._view.webhook(row) for row in rows]
+
+    async def get_webhook(self, request: Request) -> Answer:
+        return 200, self._view.webhook(self._webhook(request))
+
+    async def delete_webhook(self, request: Request) -> Answer:
+        self._store.run("DELETE FROM webhooks WHERE id=?", self._webhook(request)["id"])
+        return 204, None
+
+    async def execute_webhook(self, request: Request) -> Answer:
+        form = await self.form(request)
+        try:
+            hook = self._webhook(request)
+            wait = self._sandbox.limits.webhook_channel(
+                str(hook["channel_id"]), self._store.clock.monotonic()
+            )
+            if wait is not None and self._sandbox.settings.rate_limits:
+                raise self._sandbox.too_many(wait, scope="shared")
+            name = str(form.payload.get("username") or hook["name"])
+            draft = Draft(hook["channel_id"], hook["id"], name, webhook_id=hook["id"])
+            row = self._messages.create(draft, form, route="execute_webhook")
+        finally:
+            form.discard()
+        if request.query_params.get("wait", "").lower() not in {"true", "1"}:
+            return 204, None
+        return 200, self._view.message(row, full=True)
+
+    def _webhook_message(self, request: Request) -> sqlite3.Row:
+        hook = self._webhook(request)
+        row = self._messages.get(hook["channel_id"], int(request.path_params["message"]))
+        if row["webhook_id"] != hook["id"]:
+            raise unknown("Message", 10008)
+        return row
+
+    async def get_webhook_message(self, request: Request) -> Answer:
+        return 200, self._view.message(self._webhook_message(request), full=True)
+
+    async def edit_webhook_message(self, request: Request) -> Answer:
+        form = await self.form(request)
+        try:
+            row = self._webhook_message(request)
+            row = self._messages.edit(row, form, author_id=row["author_id"])
+        finally:
+            form.discard()
+        return 200, self._view.message(row, full=True)
+
+    async def delete_webhook_message(self, request: Request) -> Answer:
+        row = self._webhook_message(request)
+        self._messages.delete(row["channel_id"], row["id"])
+        return 204, None
+
+    # Links
+
+    async def refresh_urls(self, request: Request) -> Answer:
+        urls = (await self.form(request)).payload.get("attachment_urls")
+        if not isinstance(urls, list) or not 1 <= len(urls) <= 50:
+            raise form_error(
+                "attachment_urls", "BASE_TYPE_BAD_LENGTH", "Must be between 1 and 50 in length."
+            )
+        lifetime = self._sandbox.settings.link_lifetime_s
+        return 200, {
+            "refreshed_urls": [
+                {
+                    "original": str(url),
+                    "refreshed": self._view.link(urlsplit(str(url)).path, lifetime),
+                }
+                for url in urls
+            ]
+        }
+
+
+def _snowflake(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise form_error(name, "NUMBER_TYPE_COERCE", f'Value "{text}" is not snowflake.')
+    return int(text)

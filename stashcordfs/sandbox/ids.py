@@ -1,0 +1,54 @@
+"""Snowflakes, the clock they are made by, and file names as the server cleans them."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime
+
+EPOCH_MS = 1_420_070_400_000
+_UNWANTED = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class Clock:
+    """The server's time: the machine's, moved by `offset`, which only grows."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+
+    def wall(self) -> float:
+        return time.time() + self.offset
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.offset
+
+
+class Snowflakes:
+    """Ids that only grow, also when the machine's clock steps back."""
+
+    def __init__(self, clock: Clock, last: int = 0) -> None:
+        self._clock = clock
+        self._last = last
+
+    def next(self) -> int:
+        self._last = max(self._last + 1, (int(self._clock.wall() * 1000) - EPOCH_MS) << 22)
+        return self._last
+
+
+def time_of(snowflake: int) -> float:
+    return ((snowflake >> 22) + EPOCH_MS) / 1000
+
+
+def iso(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds")
+
+
+def clean_filename(name: str, fallback: str) -> tuple[str, str | None]:
+    """The name in the link, and the title when the name could not be expressed at all."""
+    cleaned = _UNWANTED.sub("", "_".join(name.replace("/", " ").split())).strip("._")
+    stem = cleaned.rpartition(".")[0] or cleaned
+    if stem and not (name.isascii() is False and not _UNWANTED.sub("", name.split(".")[0])):
+        return cleaned[:255], None
+    ending = name.rpartition(".")[2] if "." in name else ""
+    ending = _UNWANTED.sub("", ending)
+    return (f"{fallback}.{ending}" if ending else fallback), name[:1024]

@@ -1,0 +1,171 @@
+"""Creating and changing messages: the rules of the API, over the store."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from stashcordfs.sandbox.errors import ApiError, form_error, unknown
+from stashcordfs.sandbox.ids import clean_filename, time_of
+from stashcordfs.sandbox.store import Draft, NewAttachment
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from stashcordfs.sandbox.faults import Faults
+    from stashcordfs.sandbox.forms import Form
+    from stashcordfs.sandbox.settings import SandboxSettings
+    from stashcordfs.sandbox.store import Store
+
+_OLD_S = 14 * 86_400.0
+
+
+class Messages:
+    def __init__(self, store: Store, faults: Faults, settings: SandboxSettings) -> None:
+        self._store = store
+        self._faults = faults
+        self.settings = settings
+        self.created = 0
+        self.acknowledged_bytes = 0
+
+    # Creating
+
+    def create(self, draft: Draft, form: Form, *, route: str = "create_message") -> sqlite3.Row:
+        """Store a message, or find the one that the nonce stands for."""
+        payload = form.payload
+        attachments = self._new_attachments(form, route)
+        self._fill(draft, payload)
+        if not (draft.content or draft.embeds or attachments):
+            raise ApiError(400, 50006, "Cannot send an empty message")
+        nonce = None if draft.webhook_id else _nonce(payload)
+        if nonce is not None and payload.get("enforce_nonce"):
+            before = self._store.nonce(
+                draft.author_id, nonce, self._store.clock.wall() - self.settings.nonce_window_s
+            )
+            if before is not None:
+                return self.get(draft.channel_id, before)
+        message_id = self._store.add_message(draft, attachments, nonce=nonce)
+        self.created += 1
+        self.acknowledged_bytes += sum(new.upload.size for new in attachments)
+        return self.get(draft.channel_id, message_id)
+
+    def _fill(self, draft: Draft, payload: dict[str, Any]) -> None:
+        content = payload.get("content") or ""
+        if not isinstance(content, str) or len(content) > 2000:
+            raise form_error("content", "BASE_TYPE_MAX_LENGTH", "Must be 2000 or fewer in length.")
+        embeds = payload.get("embeds") or []
+        if not isinstance(embeds, list) or len(embeds) > 10:
+            raise form_error("embeds", "BASE_TYPE_MAX_LENGTH", "Must be 10 or fewer in length.")
+        draft.content, draft.embeds = content, embeds
+        draft.flags = int(payload.get("flags") or 0)
+
+    def _new_attachments(
+        self, form: Form, route: str, *, existing: int = 0
+    ) -> list[NewAttachment]:
+        listed = form.payload.get("attachments") or []
+        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+            raise form_error("attachments", "LIST_TYPE_CONVERT", "Only iterables may be used")
+        if max(len(form.files) + existing, len(listed)) > self.settings.max_attachments:
+            raise ApiError(
+                400,
+                30015,
+                f"Maximum number of attachments in a message reached"
+                f" ({self.settings.max_attachments})",
+            )
+        if form.files and not self.settings.attach_files:
+            raise ApiError(403, 50013, "Missing Permissions")
+        described = {str(one.get("id")): one for one in listed}
+        rename = form.files and self._faults.take(route, "rename")
+        made = []
+        for number, upload in enumerate(form.files):
+            if upload.size > self.settings.attachment_bytes:
+                raise ApiError(413, 40005, "Request entity too large")
+            filename, title = clean_filename(upload.filename, f"unknown{number or ''}")
+            if rename:
+                filename, title = f"file{number}", upload.filename
+            about = described.get(upload.part, {})
+            made.append(NewAttachment(upload, filename, title, about.get("description")))
+        return made
+
+    # Reading
+
+    def get(self, channel_id: int, message_id: int) -> sqlite3.Row:
+        row = self._store.message(channel_id, message_id)
+        if row is None:
+            raise unknown("Message", 10008)
+        return row
+
+    # Changing
+
+    def edit(self, row: sqlite3.Row, form: Form, *, author_id: int) -> sqlite3.Row:
+        if row["author_id"] != author_id:
+            raise ApiError(403, 50005, "Cannot edit a message authored by another user")
+        payload, message_id = form.payload, int(row["id"])
+        present = {int(one["id"]) for one in self._store.attachments(message_id)}
+        keep = self._kept(form, present)
+        new = self._new_attachments(form, "edit_message", existing=len(keep))
+        draft = Draft(row["channel_id"], author_id, row["author_name"])
+        self._fill(draft, payload)
+        content = draft.content if "content" in payload else row["content"]
+        embeds = draft.embeds if "embeds" in payload else json.loads(row["embeds"])
+        if not (content or embeds or keep or new):
+            raise ApiError(400, 50006, "Cannot send an empty message")
+        self._store.drop_attachments(present - keep)
+        self._store.add_attachments(row["channel_id"], message_id, new)
+        self._store.run(
+            "UPDATE messages SET content=?, embeds=?, edited=? WHERE id=?",
+            content,
+            json.dumps(embeds),
+            self._store.clock.wall(),
+            message_id,
+        )
+        return self.get(row["channel_id"], message_id)
+
+    @staticmethod
+    def _kept(form: Form, present: set[int]) -> set[int]:
+        """Unlisted ones go; without a list all stay, but for an edit that brings files."""
+        if "attachments" not in form.payload:
+            return set() if form.files else present
+        parts = {upload.part for upload in form.files}
+        named = {
+            str(one.get("id"))
+            for one in form.payload["attachments"] or []
+            if isinstance(one, dict) and str(one.get("id")) not in parts
+        }
+        if not all(name.isdigit() for name in named):
+            raise form_error("attachments", "NUMBER_TYPE_COERCE", "Value is not snowflake.")
+        return present & {int(name) for name in named}
+
+    def delete(self, channel_id: int, message_id: int) -> None:
+        self.get(channel_id, message_id)
+        linger = self._faults.take("delete_message", "linger") is not None
+        self._store.delete_messages(channel_id, [message_id], keep_files=linger)
+
+    def bulk_delete(self, channel_id: int, payload: dict[str, Any]) -> None:
+        ids = payload.get("messages")
+        if not isinstance(ids, list) or not all(str(one).isdigit() for one in ids):
+            raise form_error("messages", "LIST_TYPE_CONVERT", "Only iterables may be used")
+        wanted = {int(one) for one in ids}
+        if not 2 <= len(wanted) <= 100:
+            raise ApiError(
+                400,
+                50016,
+                "Provided too few or too many messages to delete."
+                " Must provide at least 2 and fewer than 100 messages to delete",
+            )
+        oldest = self._store.clock.wall() - _OLD_S
+        if any(time_of(one) < oldest for one in wanted):
+            raise ApiError(
+                400, 50034, "You can only bulk delete messages that are under 14 days old."
+            )
+        linger = self._faults.take("bulk_delete", "linger") is not None
+        self._store.delete_messages(channel_id, wanted, keep_files=linger)
+
+
+def _nonce(payload: dict[str, Any]) -> str | None:
+    nonce = payload.get("nonce")
+    if nonce is None:
+        return None
+    if isinstance(nonce, bool) or not isinstance(nonce, (str, int)) or len(str(nonce)) > 25:
+        raise form_error("nonce", "NONCE_TYPE_TOO_LONG", "Must be 25 or fewer in length.")
+    return str(nonce)
