@@ -106,7 +106,11 @@ class Api:
         limit = query.get("limit", "50")
         if not limit.isdigit() or not 1 <= int(limit) <= 100:
             raise form_error("limit", "NUMBER_TYPE_MAX", "int value should be between 1 and 100.")
-        at = {key: _snowflake(key, query[key]) for key in ("before", "after", "around") if key in query}
+        at = {
+            key: _snowflake(key, query[key])
+            for key in ("before", "after", "around")
+            if key in query
+        }
         if not self._sandbox.settings.read_history:
             return 200, []
         if "around" in at:
@@ -207,9 +211,7 @@ class Api:
         return self.webhook_row(int(params["webhook"]), params.get("token"))
 
     async def list_webhooks(self, request: Request) -> Answer:
-        rows = self._store.rows(
-            "SELECT * FROM webhooks WHERE channel_id=?", self._channel(request)
-        )
+        rows = self._store.rows("SELECT * FROM webhooks WHERE channel_id=?", self._channel(request))
         return 200, [self._view.webhook(row) for row in rows]
 
     async def get_webhook(self, request: Request) -> Answer:

@@ -67,7 +67,7 @@ class Cdn:
             return PlainTextResponse(_GONE, status_code=404)
         return self._serve(request, path, faults)
 
-    async def media(self, request: Request) -> Response:
+    async def media(self, _request: Request) -> Response:
         """The media proxy, which has images only; we have none."""
         self.requests += 1
         return PlainTextResponse("", status_code=415)
@@ -110,7 +110,7 @@ class Cdn:
             file.seek(start)
             while start < end and (piece := file.read(min(_PIECE, end - start))):
                 if corrupt:
-                    piece = bytes([piece[0] ^ 1]) + piece[1:]  # noqa: PLW2901  one bit of it
+                    piece = bytes([piece[0] ^ 1]) + piece[1:]
                     corrupt = False
                 start += len(piece)
                 self.sent_bytes += len(piece)
@@ -121,9 +121,7 @@ class Cdn:
 class _Body(Response):
     """A body in pieces. When fewer come than were announced, the server hangs up."""
 
-    def __init__(
-        self, pieces: AsyncIterator[bytes], status: int, headers: dict[str, str]
-    ) -> None:
+    def __init__(self, pieces: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> None:
         self.pieces = pieces
         self.status_code = status
         self.background = None

@@ -50,10 +50,12 @@ async def read_form(
         await drain(request)
         raise ApiError(413, 40005, "Request entity too large")
     if kind == b"multipart/form-data" and options.get(b"boundary"):
-        return await _Reader(incoming, options[b"boundary"], request_bytes, file_bytes).read(request)
+        return await _Reader(incoming, options[b"boundary"], request_bytes, file_bytes).read(
+            request
+        )
     if kind != b"application/json":
         await drain(request)
-        raise form_error("_misc", "CONTENT_TYPE_INVALID", "Expected \"Content-Type\" header")
+        raise form_error("_misc", "CONTENT_TYPE_INVALID", 'Expected "Content-Type" header')
     body = bytearray()
     async for piece in request.stream():
         body += piece

@@ -45,10 +45,8 @@ def iso(unix_s: float) -> str:
 
 def clean_filename(name: str, fallback: str) -> tuple[str, str | None]:
     """The name in the link, and the title when the name could not be expressed at all."""
-    cleaned = _UNWANTED.sub("", "_".join(name.replace("/", " ").split())).strip("._")
-    stem = cleaned.rpartition(".")[0] or cleaned
-    if stem and not (name.isascii() is False and not _UNWANTED.sub("", name.split(".")[0])):
+    cleaned = _UNWANTED.sub("", "_".join(name.split())).strip("._")
+    if _UNWANTED.sub("", name.rpartition(".")[0] or name).strip("._"):
         return cleaned[:255], None
-    ending = name.rpartition(".")[2] if "." in name else ""
-    ending = _UNWANTED.sub("", ending)
+    ending = _UNWANTED.sub("", name.rpartition(".")[2]) if "." in name else ""
     return (f"{fallback}.{ending}" if ending else fallback), name[:1024]

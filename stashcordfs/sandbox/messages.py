@@ -59,9 +59,7 @@ class Messages:
         draft.content, draft.embeds = content, embeds
         draft.flags = int(payload.get("flags") or 0)
 
-    def _new_attachments(
-        self, form: Form, route: str, *, existing: int = 0
-    ) -> list[NewAttachment]:
+    def _new_attachments(self, form: Form, route: str, *, existing: int = 0) -> list[NewAttachment]:
         listed = form.payload.get("attachments") or []
         if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
             raise form_error("attachments", "LIST_TYPE_CONVERT", "Only iterables may be used")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import json
 import math
 import secrets
+import signal
 import socket
 import sys
 from collections import Counter
@@ -186,8 +185,10 @@ class Sandbox:
         major = params.get("channel") or params.get("guild") or params.get("webhook") or ""
         clock = self.store.clock
         message = params.get("message")
-        if message is not None and name == "delete_message" and not self.store.row(
-            "SELECT 1 FROM messages WHERE id=?", min(message, 2**63 - 1)
+        if (
+            message is not None
+            and name == "delete_message"
+            and not self.store.row("SELECT 1 FROM messages WHERE id=?", min(message, 2**63 - 1))
         ):
             message = None
         verdict = self.limits.take(
@@ -350,10 +351,14 @@ def run(settings: SandboxSettings) -> None:
         }
         sys.stdout.write(json.dumps(said) + "\n")  # the socket listens already
         sys.stdout.flush()
-        with contextlib.suppress(KeyboardInterrupt):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)  # uvicorn raises the signal again when it has finished
+        try:
             server.run(sockets=[listener])
-        sandbox.store.close()
+        finally:
+            sandbox.store.close()
 
 
-def replaced(settings: SandboxSettings, changes: dict[str, Any]) -> SandboxSettings:
-    return dataclasses.replace(settings, **changes)
+def _leave(number: int, frame: object) -> None:
+    del number, frame
+    raise SystemExit(0)

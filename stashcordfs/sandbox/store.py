@@ -227,10 +227,8 @@ class Store:
         for message_id in ids:
             if self.message(channel_id, message_id) is None:
                 continue
-            kept = [] if not keep_files else [int(row["id"]) for row in self.attachments(message_id)]
-            self.drop_attachments(
-                [int(row["id"]) for row in self.attachments(message_id)], keep_files=bool(kept)
-            )
+            attachments = [int(row["id"]) for row in self.attachments(message_id)]
+            self.drop_attachments(attachments, keep_files=keep_files)
             gone += self.run("DELETE FROM messages WHERE id=?", message_id)
         return gone
 

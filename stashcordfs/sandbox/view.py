@@ -16,6 +16,32 @@ if TYPE_CHECKING:
     from stashcordfs.sandbox.store import Store
 
 PERMISSIONS = str((1 << 53) - 1)
+_GUILD_NULLS = [
+    "icon",
+    "description",
+    "home_header",
+    "splash",
+    "discovery_splash",
+    "banner",
+    "application_id",
+    "afk_channel_id",
+    "system_channel_id",
+    "widget_channel_id",
+    "rules_channel_id",
+    "safety_alerts_channel_id",
+    "public_updates_channel_id",
+    "vanity_url_code",
+    "max_presences",
+]
+_GUILD_ZEROS = [
+    "system_channel_flags",
+    "default_message_notifications",
+    "mfa_level",
+    "verification_level",
+    "explicit_content_filter",
+    "premium_subscription_count",
+    "nsfw_level",
+]
 
 
 class View:
@@ -102,13 +128,6 @@ class View:
     def guild(self) -> dict[str, Any]:
         assert self.settings is not None
         guild = str(self._store.state["guild_id"])
-        nothing = ("icon", "description", "home_header", "splash", "discovery_splash", "banner")
-        nothing += ("application_id", "afk_channel_id", "system_channel_id", "widget_channel_id")
-        nothing += ("rules_channel_id", "safety_alerts_channel_id", "public_updates_channel_id")
-        nothing += ("vanity_url_code", "max_presences")
-        zero = ("system_channel_flags", "default_message_notifications", "mfa_level")
-        zero += ("verification_level", "explicit_content_filter", "premium_subscription_count")
-        zero += ("nsfw_level",)
         role = {
             "id": guild,
             "name": "@everyone",
@@ -125,8 +144,8 @@ class View:
             "flags": 0,
         }
         return {
-            **dict.fromkeys(nothing),
-            **dict.fromkeys(zero, 0),
+            **dict.fromkeys(_GUILD_NULLS),
+            **dict.fromkeys(_GUILD_ZEROS, 0),
             "id": guild,
             "name": "sandbox",
             "owner_id": str(self._store.state["user_id"]),
