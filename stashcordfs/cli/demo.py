@@ -16,6 +16,7 @@ import click
 
 from stashcordfs.cli.mount import start_daemon
 from stashcordfs.cli.mountpoint import (
+    clear_dead,
     find_mount,
     prepare_mountpoint,
     real_path,
@@ -51,6 +52,7 @@ def command(globals_: Globals, mountpoint: Path, stop: bool) -> None:
     if mount is not None and volume.holder() is not None:
         raise UsageError(f"the demo is mounted already, at {mount.mountpoint}")
     refuse_below(settings.state_dir, place)
+    clear_dead(place)
     place.mkdir(parents=True, exist_ok=True)
     prepare_mountpoint(place, settings.state_dir)
     server = start_sandbox(volume)
@@ -63,17 +65,20 @@ def command(globals_: Globals, mountpoint: Path, stop: bool) -> None:
         _mkfs(globals_, server, environment)
     demo_settings = globals_.settings(volume=NAME)
     start_daemon(globals_, demo_settings, NAME, place, extra_environment=environment)
+    program = Path(sys.executable).with_name("stashcordfs")
     click.echo(
         f"""Mounted: {place}
 Files that you put there are stored, encrypted, on a Discord-like server on this machine
 ({server["api_url"]}, its data is in {volume.path / "sandbox"}).
 
-  cp -r /usr/share/doc/bash {place}/      put something there
-  stashcordfs status {NAME}               see what it does
-  stashcordfs sync {place}                wait until the server has everything
-  stashcordfs demo --stop {place}         stop it; the same command without --stop goes on
-
-The command lies in {Path(sys.executable).parent}."""
+  cp -r /etc/skel {place}
+      put something there
+  {program} status {NAME}
+      see what it does
+  {program} sync {place}
+      wait until the server has everything
+  {program} demo --stop {place}
+      stop it; the same command without --stop goes on"""
     )
 
 

@@ -51,18 +51,26 @@ def find_volume(state_dir: Path, target: str) -> VolumeDir:
 
 
 def is_dead(path: Path) -> bool:
-    """Whether a FUSE mount is there whose process is gone."""
+    """Whether a FUSE mount is there whose process is gone.
+
+    By opening it: the kernel goes on answering `stat` from its cache, as long as attributes live.
+    """
     try:
-        path.stat()
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     except OSError as error:
         return error.errno in _DEAD
     return False
 
 
-def prepare_mountpoint(path: Path, state_dir: Path) -> None:
-    """Clear a dead mount, then make sure that the directory can be mounted on."""
+def clear_dead(path: Path) -> None:
+    """Unmount what a killed process has left."""
     if is_dead(path):
         unmount(path)
+
+
+def prepare_mountpoint(path: Path, state_dir: Path) -> None:
+    """Clear a dead mount, then make sure that the directory can be mounted on."""
+    clear_dead(path)
     if mount := mount_at(path):
         raise UsageError(f"{path}: volume {mount.name} is mounted there already")
     if not path.exists():
