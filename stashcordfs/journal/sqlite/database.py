@@ -41,7 +41,6 @@ def _prepare_apsw() -> None:
                 apsw.bestpractice.connection_busy_timeout,
                 apsw.bestpractice.connection_enable_foreign_keys,
                 apsw.bestpractice.connection_dqs,
-                apsw.bestpractice.connection_optimize,
             )
         )
 
@@ -97,6 +96,8 @@ class Database:
             self._connection.pragma("wal_autocheckpoint", 0)
             self._connection.pragma("cache_size", -16_000)  # KiB
             self._migrate()
+            # Not by apsw's hook for every connection: it writes, and would meet the writer's lock.
+            self._connection.pragma("optimize", 0x10002)
         except apsw.Error as error:
             raise JournalError(f"the journal {path} cannot be opened: {error}") from error
         self.operation = _Operation(self)
@@ -219,15 +220,17 @@ class Database:
         wal = Path(f"{self.path}-wal")
         if not wal.exists() or wal.stat().st_size < _CHECKPOINT_PAGES * 4096:
             return
-        second = apsw.Connection(str(self.path))
+        second = None
         try:
+            second = apsw.Connection(str(self.path))
             # It must read first: a connection learns of the WAL by reading.
             second.execute("SELECT count(*) FROM volume").fetchall()
             second.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         except apsw.Error as error:
             log.warning("checkpoint of the WAL failed: %s", error)
         finally:
-            second.close()
+            if second is not None:
+                second.close()
 
     def close(self) -> None:
         """Commit and close."""
