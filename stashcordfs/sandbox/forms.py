@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -10,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
 from stashcordfs.sandbox.errors import ApiError, form_error
 from stashcordfs.sandbox.store import Upload
@@ -38,8 +40,9 @@ class Form:
 
 async def drain(request: Request) -> None:
     """Read what is left of a body, so that the client can finish and read its answer."""
-    async for _ in request.stream():
-        pass
+    with contextlib.suppress(RuntimeError, ClientDisconnect):  # read to its end already, or gone
+        async for _ in request.stream():
+            pass
 
 
 async def read_form(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stashcordfs.sandbox.store import Store
 
 PERMISSIONS = str((1 << 53) - 1)
-_GUILD_NULLS = [
+_GUILD_NULLS = (
     "icon",
     "description",
     "home_header",
@@ -32,8 +32,8 @@ _GUILD_NULLS = [
     "public_updates_channel_id",
     "vanity_url_code",
     "max_presences",
-]
-_GUILD_ZEROS = [
+)
+_GUILD_ZEROS = (
     "system_channel_flags",
     "default_message_notifications",
     "mfa_level",
@@ -41,7 +41,7 @@ _GUILD_ZEROS = [
     "explicit_content_filter",
     "premium_subscription_count",
     "nsfw_level",
-]
+)
 
 
 class View:
