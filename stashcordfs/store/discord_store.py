@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stashcordfs.discord.cdn import fetch_range
@@ -14,8 +15,10 @@ from stashcordfs.discord.client import DiscordClient, UploadFile
 from stashcordfs.discord.links import LinkLeases
 from stashcordfs.discord.models import snowflake_time
 from stashcordfs.errors import (
+    AccessDenied,
     DiscordRefused,
     LinkExpired,
+    NotFound,
     ObjectCorrupt,
     ObjectMissing,
     StoreError,
@@ -63,7 +66,7 @@ class DiscordStore:
         return self._learned.limits
 
     async def learn_limits(self) -> Limits:
-        """Ask the guild for its boost tier. Optional: without it the defaults apply."""
+        """Ask the guild for its boost tier; done before the first upload."""
         channel = await self._client.channel(self._journal_channel)
         if channel.guild_id is not None:
             guild = await self._client.guild(channel.guild_id)
@@ -109,6 +112,8 @@ class DiscordStore:
             for channel in self._busy:
                 page = await self._client.list_messages(channel, limit=1, background=True)
                 newest = max([newest, *(message.id for message in page)])
+            with suppress(AccessDenied, NotFound):  # the defaults do as well
+                await self.learn_limits()
             self._newest = max(newest, self._newest or 0)
         return self._newest
 

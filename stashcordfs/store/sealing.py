@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 from cryptography.exceptions import InvalidTag
@@ -22,7 +22,7 @@ else:
     from backports import zstd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.types import ChunkId, ChunkRef, ObjectId
@@ -34,6 +34,8 @@ MAX_PLAIN_BYTES = 64 << 20  # of one chunk; a hostile length asks for no more me
 INLINE_BYTES = 64 << 10  # below this a thread hop costs more than the work
 _LEVEL = 3
 _SAMPLE_BYTES = 16 << 10
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 _AAD = struct.Struct(">8sB16sI16sI32sBI")
 _threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("sealing threads")
 
@@ -139,30 +141,33 @@ async def seal_many(
     def one(item: tuple[int, bytes]) -> tuple[bytes, int]:
         return seal_chunk(keys, object_id, first + item[0], item[1], compress=compress)
 
-    results: list[tuple[bytes, int]] = [(b"", 0)] * len(blocks)
-
-    async def run(at: int) -> None:
-        results[at] = await trio.to_thread.run_sync(one, (at, blocks[at]), limiter=threads())
-
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
-        for at in range(len(blocks)):
-            nursery.start_soon(run, at)
-    return results
+    return await _in_threads(one, list(enumerate(blocks)))
 
 
 async def open_many(
     keys: VolumeKeys, items: Sequence[tuple[ChunkRef, bytes | memoryview]]
 ) -> list[bytes]:
     """Open chunks in worker threads; the first fault is raised."""
-    results = [b""] * len(items)
+    return await _in_threads(lambda item: open_chunk(keys, *item), items)
+
+
+async def _in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Do the work for all items; their results in order, or the first fault as itself."""
+    done: dict[int, Result] = {}
+    faults: list[ObjectCorrupt] = []
 
     async def run(at: int) -> None:
-        results[at] = await trio.to_thread.run_sync(open_chunk, keys, *items[at], limiter=threads())
+        try:
+            done[at] = await trio.to_thread.run_sync(work, items[at], limiter=threads())
+        except ObjectCorrupt as error:
+            faults.append(error)
 
-    async with trio.open_nursery(strict_exception_groups=False) as nursery:
+    async with trio.open_nursery() as nursery:
         for at in range(len(items)):
             nursery.start_soon(run, at)
-    return results
+    if faults:
+        raise faults[0]
+    return [done[at] for at in range(len(items))]
 
 
 def threads() -> trio.CapacityLimiter:
