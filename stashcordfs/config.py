@@ -352,7 +352,8 @@ def _complete(
     if values.setdefault("dirty_bytes", cache_bytes // 2) > cache_bytes:
         faults.append(f"dirty_bytes: write at most cache_bytes, {format_size(cache_bytes)}")
     delay_s = values.get("upload_delay_s", _FIELDS["upload_delay_s"].default)
-    delay_max_s = values.get("upload_delay_max_s", _FIELDS["upload_delay_max_s"].default)
+    default_max_s = max(delay_s, _FIELDS["upload_delay_max_s"].default)
+    delay_max_s = values.setdefault("upload_delay_max_s", default_max_s)
     if delay_max_s < delay_s:
         faults.append(f"upload_delay_max_s: write at least upload_delay_s, {delay_s:g}")
 

@@ -108,6 +108,11 @@ def test_a_bad_value_names_the_setting_and_what_to_write(env, name, value, says)
     assert name.replace("_", "-") in str(caught.value).replace("_", "-")
 
 
+def test_a_longer_delay_raises_the_longest_one_that_was_not_given(env) -> None:
+    assert load(env, upload_delay_s=600).upload_delay_max_s == 600
+    assert load(env, upload_delay_s=1).upload_delay_max_s == 300
+
+
 def test_loopback_may_be_without_tls(env) -> None:
     assert load(env, api_url="http://127.0.0.1:1/api/v10/").api_url == "http://127.0.0.1:1/api/v10"
 
