@@ -10,6 +10,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cachetools import LRUCache
+
 from stashcordfs.discord.cdn import fetch_range
 from stashcordfs.discord.client import DiscordClient, UploadFile
 from stashcordfs.discord.links import LinkLeases
@@ -59,6 +61,7 @@ class DiscordStore:
         self._clock_wall = clock_wall
         self._leases = LinkLeases(client, clock_wall)
         self._newest: int | None = None
+        self._sent: LRUCache[str, int] = LRUCache(1024)
 
     @property
     def limits(self) -> Limits:
@@ -75,7 +78,7 @@ class DiscordStore:
 
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
         """Post one message to the channel with the fewest posts under way."""
-        channel = min(self._busy, key=self._busy.__getitem__)
+        channel = self._channel_of(nonce)
         # Taking the channel out and in again makes equals take turns.
         self._busy[channel] = self._busy.pop(channel) + 1
         files = [UploadFile(pack.filename, pack.parts) for pack in packs]
@@ -168,6 +171,12 @@ class DiscordStore:
             for number in ids:
                 if number not in young:
                     await self._client.delete_message(channel, number)
+
+    def _channel_of(self, nonce: str) -> int:
+        """The least busy channel; for a nonce sent before its own one, where it is known."""
+        if nonce not in self._sent:
+            self._sent[nonce] = min(self._busy, key=self._busy.__getitem__)
+        return self._sent[nonce]
 
     def _locate(self, message: Message, wanted: Sequence[tuple[str, int]]) -> list[Location]:
         got = [(a.id, a.filename, a.size) for a in message.attachments]
