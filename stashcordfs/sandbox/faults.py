@@ -11,7 +11,7 @@ Before the request is looked at:
   cloudflare   429 that is not the API's; `json` true for its JSON form
   delay        wait `seconds` (1.0), then go on
 After it had its effect:
-  lost_answer  answer `status` (504) all the same, or hang up when it is 0
+  lost_answer  answer `status` (504) all the same, or hang up when it is 0, after `seconds` (0)
   no_headers   leave out the rate-limit headers
   new_bucket   another bucket hash from here on
   skew         shift X-RateLimit-Reset by `seconds` (40)

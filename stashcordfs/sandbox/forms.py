@@ -8,6 +8,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -56,7 +57,7 @@ async def read_form(
         return await _Reader(incoming, options[b"boundary"], request_bytes, file_bytes).read(
             request
         )
-    if kind != b"application/json":
+    if kind not in (b"application/json", b"application/x-www-form-urlencoded"):
         await drain(request)
         raise form_error("_misc", "CONTENT_TYPE_INVALID", 'Expected "Content-Type" header')
     body = bytearray()
@@ -65,7 +66,10 @@ async def read_form(
         if len(body) > request_bytes:
             await drain(request)
             raise ApiError(413, 40005, "Request entity too large")
-    return Form(_object(bytes(body)))
+    if kind == b"application/json":
+        return Form(_object(bytes(body)))
+    fields: dict[str, Any] = dict(parse_qsl(body.decode("utf-8", "replace")))
+    return Form(_object(fields["payload_json"].encode()) if "payload_json" in fields else fields)
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -242,6 +242,7 @@ class Sandbox:
     async def _fault_after(self, request: Request, name: str, response: Response) -> Response:
         if rule := self.faults.take(name, "lost_answer"):
             status = int(rule.get("status", 504))
+            await asyncio.sleep(float(rule.get("seconds", 0)))
             if status == 0:
                 self.hang_up(request)
             return Response(status_code=status or 500, media_type="text/html")

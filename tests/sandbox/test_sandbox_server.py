@@ -45,7 +45,8 @@ class Api:
         if answer.status_code != 204:
             assert answer.headers["content-type"] == "application/json"
         if 400 <= answer.status_code < 429 and answer.json().get("code"):
-            valid(answer.json(), "ErrorResponse")
+            # not ErrorResponse: it wants integers for field codes, where the docs show names
+            valid(answer.json(), "Error")
         return answer
 
     def post(self, *contents: bytes, name: str = "pack.bin", path: str = "", **payload: Any):
@@ -358,21 +359,22 @@ def test_the_cdn_misbehaves(api):
     api.sandbox.faults(
         {"route": "cdn", "kind": "status", "status": 403},
         {"route": "cdn", "kind": "reset"},
-        {"route": "cdn", "kind": "cut"},
-        {"route": "cdn", "kind": "ignore_range"},
-        {"route": "cdn", "kind": "corrupt", "count": 2},
         {"route": "cdn", "kind": "delay", "seconds": 0},
         {"route": "delete_message", "kind": "linger"},
+        {"route": "cdn", "kind": "cut"},
     )
     with pytest.raises(httpx.TransportError):
         httpx.get(url)
     assert httpx.get(url).status_code == 403
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(url)
-    whole = httpx.get(url, headers={"Range": "bytes=0-1"})
-    assert (whole.status_code, len(whole.content)) == (200, len(BLOB))
     assert api("DELETE", f"{api.messages}/{made['id']}").status_code == 204
-    assert httpx.get(url).status_code == 200
+    api.sandbox.faults(
+        {"route": "cdn", "kind": "ignore_range"}, {"route": "cdn", "kind": "corrupt"}
+    )
+    whole = httpx.get(url, headers={"Range": "bytes=0-1"})
+    assert (whole.status_code, whole.content) == (200, b"\x01" + BLOB[1:])
+    assert httpx.get(url).content == BLOB
 
 
 def test_damage_by_hand(api):
