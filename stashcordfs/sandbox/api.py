@@ -148,7 +148,7 @@ class Api:
 
     async def get_pins(self, request: Request) -> Answer:
         channel = self._channel(request)
-        limit = min(50, max(1, int(request.query_params.get("limit", "50"))))
+        limit = min(50, max(1, _snowflake("limit", request.query_params.get("limit", "50"))))
         rows = self._store.rows(
             "SELECT * FROM messages WHERE channel_id=? AND pinned IS NOT NULL"
             " ORDER BY pinned DESC LIMIT ?",

@@ -42,8 +42,11 @@ class Messages:
             before = self._store.nonce(
                 draft.author_id, nonce, self._store.clock.wall() - self.settings.nonce_window_s
             )
-            if before is not None:
-                return self.get(draft.channel_id, before)
+            if before is not None:  # whatever its content or channel: the author counts
+                row = self._store.row("SELECT * FROM messages WHERE id=?", before)
+                if row is None:
+                    raise unknown("Message", 10008)
+                return row
         message_id = self._store.add_message(draft, attachments, nonce=nonce)
         self.created += 1
         self.acknowledged_bytes += sum(new.upload.size for new in attachments)

@@ -340,6 +340,7 @@ def run(settings: SandboxSettings) -> None:
                 access_log=False,
                 date_header=False,
                 server_header=False,
+                timeout_keep_alive=75,  # shorter, and a client's next request meets a reset
                 timeout_graceful_shutdown=2,
             )
         )

@@ -137,6 +137,8 @@ class Store:
         return self._db.execute(sql, values).rowcount
 
     def message(self, channel_id: int, message_id: int) -> sqlite3.Row | None:
+        if message_id >= 2**63:
+            return None
         return self.row(
             "SELECT * FROM messages WHERE id=? AND channel_id=?", message_id, channel_id
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.error
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,9 @@ def test_the_nonce_makes_a_create_safe_to_repeat(api):
     api.sandbox.clock(301)
     assert api.post(BLOB, nonce="z", enforce_nonce=True).status_code == 200
     api.refused(api.post(BLOB, nonce="n" * 26), 400, 50035)
+    elsewhere = f"/channels/{api.sandbox.channel_ids[1]}/messages"
+    kept = api.post(b"y", nonce="z", enforce_nonce=True, path=elsewhere).json()
+    assert kept["channel_id"] == api.sandbox.channel_ids[0]
 
 
 def test_what_a_create_refuses(api):
@@ -375,6 +379,20 @@ def test_the_cdn_misbehaves(api):
     whole = httpx.get(url, headers={"Range": "bytes=0-1"})
     assert (whole.status_code, whole.content) == (200, b"\x01" + BLOB[1:])
     assert httpx.get(url).content == BLOB
+
+
+def test_the_admin_routes_refuse_what_they_do_not_know(api):
+    for path, body in [
+        ("clock", {"advance_s": -1}),
+        ("faults", {"rules": [{"kind": "gremlin"}]}),
+        ("settings", {"port": 1}),
+        ("attachments/1", {"action": "delete"}),
+    ]:
+        with pytest.raises(urllib.error.HTTPError):
+            api.sandbox.admin(path, body)
+    assert api.sandbox.admin("faults") == {"rules": []}
+    api.refused(api("GET", f"{api.messages}/{2**64}"), 404, 10008)
+    api.refused(api("GET", f"{api.messages}/pins?limit=x"), 400, 50035)
 
 
 def test_damage_by_hand(api):
