@@ -56,6 +56,7 @@ class Cases:
         self.archive = archive
         self.names = [f"file-{number:05}" for number in range(sizes.files)]
         self.order = random.Random(1).sample(self.names, len(self.names))
+        self.contents = [random.Random(name).randbytes(4096) for name in self.names]
         pages = sizes.read_bytes // 4096
         self.offsets = [
             offset * 4096 for offset in random.Random(2).choices(range(pages), k=sizes.reads)
@@ -76,8 +77,7 @@ class Cases:
 
     def small_files(self, folder: Path) -> None:
         (folder / "small").mkdir()
-        data = random.Random(4).randbytes(4096)
-        for name in self.names:
+        for name, data in zip(self.names, self.contents, strict=True):
             with (folder / "small" / name).open("wb", buffering=0) as file:
                 file.write(data)
 
