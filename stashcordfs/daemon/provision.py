@@ -200,9 +200,7 @@ def _post(
 
     async def post() -> None:
         async with open_store(token, local, ClientStats()) as store:
-            await _explained(
-                lambda: store.post_record(data, record.filename)
-            )
+            await _explained(lambda: store.post_record(data, record.filename))
 
     progress("posting the volume's record")
     trio.run(post)
