@@ -184,18 +184,23 @@ class Journal(Outbox):
             return [b""]
         paths: list[bytes] = []
         for parent, name in await self.names_of(ino):
-            above = await self.paths_of(parent)
-            paths.extend(path + b"/" + name if path else name for path in above)
+            parts, at = [name], parent
+            while at != ROOT_INO:
+                above = await self.names_of(at)  # one at most: folders have no further names
+                if not above:
+                    break  # below a folder without a name
+                at, part = above[0]
+                parts.append(part)
+            else:
+                paths.append(b"/".join(reversed(parts)))
         return paths
 
     async def is_below(self, ino: Ino, ancestor: Ino) -> bool:
         """Whether one of the inode's paths leads through `ancestor`."""
         if ino == ancestor:
             return True
-        return any(
-            [parent != ino and await self.is_below(parent, ancestor)
-             for parent, _ in await self.names_of(ino)]
-        )  # fmt: skip
+        parents = [parent for parent, _ in await self.names_of(ino)]
+        return any(rules.is_within(self._engine, parent, ancestor) for parent in parents)
 
     async def nameless(self) -> list[Ino]:
         """Inodes that an earlier run left without a name."""
@@ -220,7 +225,28 @@ class Journal(Outbox):
         ctime_ns: int | None = None,
     ) -> Attributes:
         """Change what is given; the attributes after. The kind of an inode never changes."""
-        found = await self.getattr(ino)
+        with self._db.operation:
+            return self._change(
+                ino, mode=mode, uid=uid, gid=gid, size=size,
+                atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
+            )  # fmt: skip
+
+    def _change(
+        self,
+        ino: Ino,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+        ctime_ns: int | None = None,
+    ) -> Attributes:
+        """Within an operation of the caller's."""
+        found = self._engine.inode(ino)
+        if found is None:
+            raise FsError(errno.ENOENT)
         after = Attributes(
             ino=ino,
             mode=found.mode if mode is None else stat.S_IFMT(found.mode) | stat.S_IMODE(mode),
@@ -233,18 +259,17 @@ class Journal(Outbox):
             mtime_ns=found.mtime_ns if mtime_ns is None else mtime_ns,
             ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
         )
-        with self._db.operation:
-            self._engine.update_inode(after)
-            if after.size != found.size:
-                self._engine.set_size(found, after.size)
+        self._engine.update_inode(after)
+        if after.size != found.size:
+            self._engine.set_size(found, after.size)
         return after
 
     async def truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
         """Set the size; what the chunk list and the dirty rows have beyond it goes."""
-        await self.set_attributes(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
         edge, cut = divmod(size, block_bytes)
         first = edge + bool(cut)
         with self._db.operation:
+            self._change(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
             if cut:
                 self._db.run(
                     "UPDATE chunk_list SET valid_length = min(valid_length, ?)"
@@ -287,8 +312,8 @@ class Journal(Outbox):
             raise FsError(errno.ERANGE)
         if len(value) > XATTR_VALUE_MAX:
             raise FsError(errno.E2BIG)
-        await self.set_attributes(ino, ctime_ns=now_ns)
         with self._db.operation:
+            self._change(ino, ctime_ns=now_ns)
             self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
 
     async def list_xattrs(self, ino: Ino) -> list[bytes]:
@@ -298,6 +323,6 @@ class Journal(Outbox):
     async def remove_xattr(self, ino: Ino, name: bytes, *, now_ns: int) -> None:
         """Remove one; ENODATA when there is none."""
         await self.get_xattr(ino, name)
-        await self.set_attributes(ino, ctime_ns=now_ns)
         with self._db.operation:
+            self._change(ino, ctime_ns=now_ns)
             self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))

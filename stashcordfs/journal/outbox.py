@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stashcordfs.errors import JournalError
 from stashcordfs.journal.engine import ChunkEntry, Intent
 from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
 
@@ -20,18 +21,14 @@ FROM chunk_list l JOIN chunks c ON c.id = l.chunk JOIN packs p ON p.id = c.pack
 WHERE l.ino = ? AND l.idx = ?
 """
 
-_INTENDED_CHUNK = """
-INSERT INTO chunks VALUES (?,?,?,?,?,?,?,?)
-ON CONFLICT (chunk_id) DO UPDATE SET
-    pack = excluded.pack, number = excluded.number, offset = excluded.offset,
-    length = excluded.length, plain_length = excluded.plain_length, codec = excluded.codec
-WHERE (SELECT message FROM packs WHERE id = chunks.pack) = 0
-"""  # a confirmed place stays: the new one is then a second copy that nothing refers to
+# A chunk twice in one pack is the same bytes: its first place serves both.
+_INTENDED_CHUNK = "INSERT OR IGNORE INTO chunks VALUES (?,?,?,?,?,?,?,?)"
 
 _REFER = """
 INSERT OR REPLACE INTO chunk_list
 SELECT ?1, ?2, c.id, ?4 FROM chunks c JOIN packs p ON p.id = c.pack
 WHERE c.chunk_id = ?3 AND p.message != 0 AND EXISTS (SELECT 1 FROM inodes WHERE ino = ?1)
+LIMIT 1
 """
 
 Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
@@ -79,10 +76,14 @@ class Outbox:
         """Let blocks (ino, index, chunk, valid length) refer to confirmed chunks.
 
         One transaction: the caller keeps it at 128 at most. An inode that is gone is passed over.
+        JournalError, and nothing changed, for a chunk that no confirmed pack holds: a block must
+        not be taken for uploaded then.
         """
         with self._db.operation:
             for item in items:
                 self._db.run(_REFER, item)
+                if not self._db.changes() and self._engine.inode(item[0]) is not None:
+                    raise JournalError(f"block {item[1]} of inode {item[0]}: its chunk is unknown")
 
     async def blocks_bytes(self, ino: Ino) -> int:
         """How many bytes the chunk list holds, holes not counted."""
@@ -134,8 +135,11 @@ class Outbox:
     async def close_intent(self, intent: int) -> None:
         """The upload is settled: nothing more hangs on it."""
         with self._db.operation:
-            self._db.run("DELETE FROM intent_packs WHERE intent = ?", (intent,))
-            self._db.run("DELETE FROM intents WHERE id = ?", (intent,))
+            self._forget_intent(intent)
+
+    def _forget_intent(self, intent: int) -> None:
+        self._db.run("DELETE FROM intent_packs WHERE intent = ?", (intent,))
+        self._db.run("DELETE FROM intents WHERE id = ?", (intent,))
 
     async def abandon_intent(self, intent: int) -> None:
         """The upload did not happen: its packs are no more, its chunks unknown."""
@@ -146,7 +150,7 @@ class Outbox:
             )
             self._db.run(f"DELETE FROM chunks WHERE pack IN ({doomed})", (intent,))  # noqa: S608
             self._db.run(f"DELETE FROM packs WHERE id IN ({doomed})", (intent,))  # noqa: S608
-        await self.close_intent(intent)
+            self._forget_intent(intent)
 
     async def open_intents(self) -> list[Intent]:
         """Uploads whose outcome the journal does not know, oldest first."""

@@ -175,12 +175,13 @@ def rename(
     _check_rename(engine, moved, target, new_parent, noreplace=noreplace, exchange=exchange)
     if exchange:
         assert target is not None
-        if _is_folder(target) and _is_within(engine, old_parent, target.ino):
+        if _is_folder(target) and is_within(engine, old_parent, target.ino):
             raise FsError(errno.EINVAL)
         _exchange(engine, (old_parent, old_name, moved), (new_parent, new_name, target), now_ns)
         return None
     if target is not None and target.ino == moved.ino:
         return None  # two names of one file: POSIX wants nothing done
+    _check_room(engine, moved, target, old_parent, new_parent)
     if target is not None:
         _check_replace(engine, moved, target)
         engine.set_entry(new_parent, new_name, moved.ino)
@@ -210,8 +211,16 @@ def _check_rename(
         raise FsError(errno.EEXIST)
     if exchange and target is None:
         raise FsError(errno.ENOENT)
-    if _is_folder(moved) and _is_within(engine, new_parent, moved.ino):
+    if _is_folder(moved) and is_within(engine, new_parent, moved.ino):
         raise FsError(errno.EINVAL)
+
+
+def _check_room(
+    engine: Engine, moved: Attributes, target: Attributes | None, old_parent: Ino, new_parent: Ino
+) -> None:
+    gains = _is_folder(moved) and target is None and old_parent != new_parent
+    if gains and _folder(engine, new_parent).nlink >= LINK_MAX:
+        raise FsError(errno.EMLINK)
 
 
 def _check_replace(engine: Engine, moved: Attributes, target: Attributes) -> None:
@@ -223,7 +232,7 @@ def _check_replace(engine: Engine, moved: Attributes, target: Attributes) -> Non
         raise FsError(errno.ENOTEMPTY)
 
 
-def _is_within(engine: Engine, ino: Ino, ancestor: Ino) -> bool:
+def is_within(engine: Engine, ino: Ino, ancestor: Ino) -> bool:
     """Whether `ino` is `ancestor` or lies below it."""
     at: Ino | None = ino
     while at is not None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +23,7 @@ from stashcordfs.errors import JournalError, LocalDiskError
 from stashcordfs.journal.sqlite import schema
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
 log = logging.getLogger(__name__)
@@ -58,10 +57,12 @@ class _Operation:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._writes = 0
 
     def __enter__(self) -> Self:
         self._database.begin()
         self._database.run("SAVEPOINT op")
+        self._writes = self._database.total_changes()
         return self
 
     def __exit__(
@@ -74,9 +75,7 @@ class _Operation:
             self._database.run("RELEASE op")
             self._database.count_operation()
         else:
-            self._database.rollbacks += 1
-            self._database.run("ROLLBACK TO op")
-            self._database.run("RELEASE op")
+            self._database.undo(wrote=self._database.total_changes() != self._writes)
 
 
 class Database:
@@ -95,13 +94,14 @@ class Database:
             self._connection.pragma("synchronous", "normal")
             self._connection.pragma("wal_autocheckpoint", 0)
             self._connection.pragma("cache_size", -16_000)  # KiB
-            self._migrate()
+            self._migrate(create=create)
             # Not by apsw's hook for every connection: it writes, and would meet the writer's lock.
             self._connection.pragma("optimize", 0x10002)
         except apsw.Error as error:
             raise JournalError(f"the journal {path} cannot be opened: {error}") from error
         self.operation = _Operation(self)
         self.rollbacks = 0
+        self.undone: Callable[[], None] | None = None  # called after writes were rolled back
         self._open = False
         self._operations = 0
         self._commits = 0
@@ -111,18 +111,26 @@ class Database:
         self._wal = -1
         self._execute = self._connection.execute
 
-    def _migrate(self) -> None:
+    def _migrate(self, *, create: bool) -> None:
         found = int(self._connection.pragma("user_version") or 0)
-        schema.check_version(found)
-        if found and self._connection.pragma("application_id") != schema.APPLICATION_ID:
+        if not create and self._connection.pragma("application_id") != schema.APPLICATION_ID:
             raise JournalError(f"{self.path} is no journal of StashcordFS")
+        schema.check_version(found)
         if 0 < found < schema.VERSION:
-            shutil.copyfile(self.path, self.path.with_suffix(f".before-{schema.VERSION}"))
+            self._copy(self.path.with_suffix(f".before-{schema.VERSION}"))
         for step in range(found, schema.VERSION):
             with self._connection:
                 self._connection.execute(schema.MIGRATIONS[step])
                 self._connection.pragma("user_version", step + 1)
                 self._connection.pragma("application_id", schema.APPLICATION_ID)
+
+    def _copy(self, target: Path) -> None:
+        """By SQLite, as the WAL may hold what the database file does not. Whole, or not there."""
+        part = target.with_name(target.name + ".part")
+        part.unlink(missing_ok=True)
+        self._connection.execute("VACUUM INTO ?", (str(part),))
+        part.chmod(0o600)
+        part.replace(target)
 
     # ------------------------------------------------------------------ statements
 
@@ -151,6 +159,10 @@ class Database:
         """How many rows the last statement changed."""
         return self._connection.changes()
 
+    def total_changes(self) -> int:
+        """How many rows this connection has changed."""
+        return self._connection.total_changes()
+
     # ------------------------------------------------------------------ the group
 
     def begin(self) -> None:
@@ -161,6 +173,29 @@ class Database:
             self.run("BEGIN IMMEDIATE")
             self._open = True
 
+    def undo(self, *, wrote: bool) -> None:
+        """Take back the operation under way; the group's others stay.
+
+        A full or failing disk may have made SQLite take back the whole group, with operations that
+        were answered already: then nothing more is written, as memory and journal differ.
+        """
+        self.rollbacks += 1
+        if self._lost():
+            return
+        self.run("ROLLBACK TO op")
+        self.run("RELEASE op")
+        if wrote and self.undone is not None:
+            self.undone()
+
+    def _lost(self) -> bool:
+        if not self._open or self._connection.in_transaction:
+            return False
+        self._open = False
+        self._operations = 0
+        self._poison = LocalDiskError(errno.EIO, "journal: a group of changes was lost; mount anew")
+        log.error("%s", self._poison)
+        return True
+
     def count_operation(self) -> None:
         """One more operation in the group; a full group is committed."""
         self._operations += 1
@@ -169,8 +204,16 @@ class Database:
 
     def commit(self) -> None:
         """Commit the group: safe against a killed process from here on."""
+        if self._lost():
+            assert self._poison is not None
+            raise self._poison
         if self._open:
-            self.run("COMMIT")
+            try:
+                self.run("COMMIT")
+            except LocalDiskError:
+                self.rollbacks += 1
+                self._lost()
+                raise
             self._open = False
             self._operations = 0
             self._commits += 1

@@ -45,10 +45,11 @@ class Counter:
 
     def reserve(self, count: int) -> None:
         """Begin a new range, past everything reserved before."""
-        self._next = self._stored()
-        self._end = self._next + count
+        first = self._stored()
+        end = first + count
         self._database.begin()
-        self._database.run("INSERT OR REPLACE INTO local VALUES (?, ?)", (self._key, self._end))
+        self._database.run("INSERT OR REPLACE INTO local VALUES (?, ?)", (self._key, end))
+        self._next, self._end = first, end
 
     def _stored(self) -> int:
         row = self._database.one("SELECT value FROM local WHERE key = ?", (self._key,))
@@ -65,7 +66,13 @@ class SqliteEngine:
         self.inos = Counter(database, "next_ino", first=high | 2)
         self.ids = Counter(database, "next_id", first=high | 16)
         self.versions = Counter(database, "next_version", first=1)
-        row = database.one(
+        self.inodes = self.bytes = 0
+        self.recount()
+        database.undone = self.recount
+
+    def recount(self) -> None:
+        """Count anew: at the start, and when what was counted has been rolled back."""
+        row = self._db.one(
             "SELECT count(*), coalesce(sum(size) FILTER (WHERE mode & ?1 = ?2), 0) FROM inodes",
             (stat.S_IFMT(0o170000), stat.S_IFREG),
         )

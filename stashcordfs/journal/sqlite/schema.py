@@ -48,11 +48,14 @@ CREATE TABLE chunk_list (
     valid_length INTEGER NOT NULL,
     PRIMARY KEY (ino, idx)) WITHOUT ROWID;
 
--- One row a chunk: its keyed hash and its place in a pack. `number` is also the nonce.
+-- One row a chunk in a pack: its keyed hash and its place there. `number` is also the nonce. Two
+-- uploads may carry the same chunk; each keeps its own row, so that neither's outcome hangs on the
+-- other's.
 CREATE TABLE chunks (
-    id INTEGER NOT NULL PRIMARY KEY, chunk_id BLOB NOT NULL UNIQUE, pack INTEGER NOT NULL,
+    id INTEGER NOT NULL PRIMARY KEY, chunk_id BLOB NOT NULL, pack INTEGER NOT NULL,
     number INTEGER NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
     plain_length INTEGER NOT NULL, codec INTEGER NOT NULL);
+CREATE UNIQUE INDEX chunks_id ON chunks (chunk_id, pack);
 CREATE INDEX chunks_pack ON chunks (pack);
 
 -- One row a pack (one attachment). message 0: intended only, not confirmed by Discord.

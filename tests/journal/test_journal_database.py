@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import errno
+import shutil
+import stat
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+import trio
+import trio.testing
+
+from stashcordfs.errors import FsError, JournalError, LocalDiskError
+from stashcordfs.journal import Journal, outbox
+from stashcordfs.journal import journal as facade
+from stashcordfs.journal.sqlite import database as module
+from stashcordfs.journal.sqlite import schema
+from stashcordfs.types import ROOT_INO
+
+FILE = stat.S_IFREG | 0o644
+
+
+async def make(journal, name):
+    return await journal.create_node(ROOT_INO, name, mode=FILE, uid=0, gid=0, now_ns=1)
+
+
+def reopen(path):
+    return Journal.open(path, clock_ns=lambda: 0)
+
+
+async def killed(journal, tmp_path):
+    """The journal as a killed process leaves it."""
+    copy = tmp_path / "killed"
+    copy.mkdir(exist_ok=True)
+    for file in tmp_path.glob("journal.sqlite*"):
+        if not file.name.endswith("-shm"):
+            shutil.copy(file, copy)
+    return reopen(copy / "journal.sqlite")
+
+
+async def test_a_killed_process_keeps_what_was_committed(journal, tmp_path):
+    await make(journal, b"a")
+    journal.commit()
+    await make(journal, b"b")
+    left = await killed(journal, tmp_path)
+    assert [name for _, name, _ in await left.read_dir(ROOT_INO, 0, 9)] == [b"a"]
+    left.close()
+
+
+async def test_a_group_commits_by_itself_after_64_operations(journal, tmp_path):
+    for n in range(70):
+        await make(journal, b"%02d" % n)
+    left = await killed(journal, tmp_path)
+    assert len(await left.read_dir(ROOT_INO, 0, 99)) == 64
+    left.close()
+
+
+async def test_a_failure_half_way_undoes_its_operation_alone(journal, monkeypatch):
+    await make(journal, b"a")
+    monkeypatch.setattr(journal._engine, "update_inode", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await make(journal, b"b")
+    monkeypatch.undo()
+    assert [name for _, name, _ in await journal.read_dir(ROOT_INO, 0, 9)] == [b"a"]
+    assert await journal.usage() == (2, 0)  # counted anew
+    await make(journal, b"b")
+
+
+async def test_a_reservation_that_was_rolled_back_gives_no_number_twice(journal, monkeypatch):
+    monkeypatch.setattr(journal._engine, "update_inode", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await make(journal, b"a")
+    monkeypatch.undo()
+    made = await make(journal, b"a")
+    assert int(await journal.get_local("next_ino")) > made.ino
+
+
+async def test_a_lost_group_stops_all_writing(journal, monkeypatch):
+    await make(journal, b"a")
+
+    def full(_):
+        journal._db.run("ROLLBACK")  # as SQLite may, by itself
+        raise LocalDiskError(errno.ENOSPC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal._engine, "update_inode", full)
+        with pytest.raises(LocalDiskError, check=lambda e: e.errno == errno.ENOSPC):
+            await make(journal, b"b")
+    with pytest.raises(LocalDiskError, match="lost"):
+        await make(journal, b"b")
+    assert await journal.lookup(ROOT_INO, b"a") is None
+
+
+async def test_a_group_lost_outside_an_operation_is_seen_at_the_commit(journal):
+    await make(journal, b"a")
+    journal._db.run("ROLLBACK")
+    with pytest.raises(LocalDiskError, match="lost"):
+        journal.commit()
+
+
+async def test_a_full_disk_at_the_commit_is_told_and_can_pass(journal, monkeypatch):
+    await make(journal, b"a")
+    real = journal._db._execute
+
+    def full(sql, bindings=()):
+        if sql == "COMMIT":
+            raise apsw.FullError("full")
+        return real(sql, bindings)
+
+    monkeypatch.setattr(journal._db, "_execute", full)
+    with pytest.raises(LocalDiskError, check=lambda e: e.errno == errno.ENOSPC):
+        journal.commit()
+    monkeypatch.undo()
+    journal.commit()
+    assert await journal.lookup(ROOT_INO, b"a") is not None
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [(apsw.IOError, LocalDiskError), (apsw.CorruptError, JournalError)],
+)
+async def test_failures_of_sqlite_are_ours(journal, monkeypatch, raised, told):
+    def fail(*_):
+        raise raised("x")
+
+    monkeypatch.setattr(journal._db, "_execute", fail)
+    for call in (journal._db.run, journal._db.one, journal._db.all):
+        with pytest.raises(told):
+            call("SELECT 1")
+    monkeypatch.undo()
+
+
+# ---------------------------------------------------------------------- durable
+
+
+class Syncs:
+    """Counts fdatasyncs, and holds them while `gate` is shut."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.gate, self.error = 0, threading.Event(), None
+        self.gate.set()
+        self.started = threading.Event()
+        monkeypatch.setattr(module.os, "fdatasync", self)
+
+    def __call__(self, fd):
+        assert Path(f"/proc/self/fd/{fd}").readlink().name.endswith("-wal")
+        self.count += 1
+        self.started.set()
+        assert self.gate.wait(30)
+        if self.error:
+            raise self.error
+
+
+async def test_those_who_join_a_running_sync_share_the_next(journal, monkeypatch):
+    syncs = Syncs(monkeypatch)
+    syncs.gate.clear()
+    await make(journal, b"a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.wal_sync)
+        await trio.to_thread.run_sync(syncs.started.wait)
+        await make(journal, b"b")
+        for _ in range(10):
+            nursery.start_soon(journal.wal_sync)
+        await trio.testing.wait_all_tasks_blocked()
+        assert syncs.count == 1
+        syncs.gate.set()
+    assert syncs.count == 2
+    await journal.wal_sync()  # nothing new
+    assert syncs.count == 2
+
+
+async def test_a_failed_sync_is_never_turned_into_a_success(journal, monkeypatch):
+    syncs = Syncs(monkeypatch)
+    syncs.error = OSError(errno.EIO, "gone")
+    await make(journal, b"a")
+    with pytest.raises(LocalDiskError):
+        await journal.wal_sync()
+    syncs.error = None
+    for call in (journal.wal_sync(), make(journal, b"b")):
+        with pytest.raises(LocalDiskError):
+            await call
+    assert syncs.count == 1
+
+
+async def test_a_sync_that_is_cancelled_leaves_the_next_to_others(journal, monkeypatch):
+    syncs = Syncs(monkeypatch)
+    await make(journal, b"a")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await journal.wal_sync()
+    await journal.wal_sync()
+    assert syncs.count == 1
+
+
+async def test_a_long_wal_is_copied_back(journal, tmp_path, monkeypatch):
+    await make(journal, b"a")
+    journal.commit()
+    path = tmp_path / "journal.sqlite"
+    before = path.stat().st_size
+    await journal.checkpoint()  # a short one is left alone
+    assert path.stat().st_size == before
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 1)
+    await journal.checkpoint()
+    assert path.stat().st_size > before
+    await make(journal, b"b")
+    await journal.wal_sync()
+
+
+async def test_a_checkpoint_that_fails_is_logged(journal, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 0)
+    broken = tmp_path / "broken"
+    broken.write_bytes(b"no database" * 1000)
+    (tmp_path / "broken-wal").write_bytes(b"x" * 8)
+    monkeypatch.setattr(journal._db, "path", broken)
+    await journal.checkpoint()
+    assert "checkpoint" in caplog.text
+
+
+# ---------------------------------------------------------------------- opening
+
+
+def test_what_cannot_be_opened_is_told(tmp_path):
+    path = tmp_path / "j"
+    with pytest.raises(JournalError, match="missing"):
+        reopen(path)
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(JournalError, match="cannot be opened"):
+        reopen(path)
+    with pytest.raises(JournalError, match="there already"):
+        Journal.create(path, clock_ns=lambda: 0, uid=0, gid=0)
+
+
+def test_a_foreign_database_is_left_as_it_is(tmp_path):
+    path = tmp_path / "j"
+    other = apsw.Connection(str(path))
+    other.execute("CREATE TABLE theirs (x)")
+    other.close()
+    with pytest.raises(JournalError, match="no journal"):
+        reopen(path)
+    other = apsw.Connection(str(path))
+    assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("theirs",)]
+    other.close()
+
+
+def test_a_newer_journal_is_refused(journal, tmp_path):
+    journal._db._connection.pragma("user_version", schema.VERSION + 1)
+    with pytest.raises(JournalError, match="newer program"):
+        reopen(tmp_path / "journal.sqlite")
+
+
+async def test_a_migration_keeps_a_copy_that_holds_the_wal_too(journal, tmp_path, monkeypatch):
+    await make(journal, b"a")
+    journal.commit()  # in the WAL alone
+    monkeypatch.setattr(schema, "VERSION", 2)
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE more (x)"))
+    migrated = reopen(tmp_path / "journal.sqlite")
+    assert migrated._db.all("SELECT * FROM more") == []
+    migrated.close()
+    monkeypatch.undo()
+    kept = tmp_path / "journal.before-2"
+    assert kept.stat().st_mode & 0o777 == 0o600
+    old = reopen(kept)
+    assert await old.lookup(ROOT_INO, b"a") is not None
+    old.close()
+
+
+async def test_a_migration_that_fails_changes_nothing(journal, tmp_path, monkeypatch):
+    monkeypatch.setattr(schema, "VERSION", 2)
+    broken = "CREATE TABLE more (x); CREATE TABLE more (x)"
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+    with pytest.raises(JournalError):
+        reopen(tmp_path / "journal.sqlite")
+    monkeypatch.undo()
+    assert journal._db._connection.pragma("user_version") == 1
+    assert journal._db.all("SELECT name FROM sqlite_schema WHERE name = 'more'") == []
+
+
+# ---------------------------------------------------------------------- plans
+
+
+async def test_every_statement_of_a_running_journal_uses_an_index(journal, monkeypatch):
+    seen = set()
+    real = journal._db._execute
+    monkeypatch.setattr(
+        journal._db, "_execute", lambda sql, b=(): (seen.add((sql, tuple(b))), real(sql, b))[1]
+    )
+    made = await make(journal, b"a")
+    await journal.getattr(made.ino)
+    await journal.link(made.ino, ROOT_INO, b"b", now_ns=1)
+    await journal.rename(ROOT_INO, b"a", ROOT_INO, b"c", noreplace=False, exchange=False, now_ns=1)
+    await journal.read_dir(ROOT_INO, 0, 10)
+    await journal.paths_of(made.ino)
+    await journal.chunk_at(made.ino, 0)
+    await journal.find_chunk(b"c" * 32)
+    await journal.blocks_bytes(made.ino)
+    await journal.truncate(made.ino, 10, 100, 1)
+    await journal.abandon_intent(1)
+    await journal.cached_beyond(made.ino, 1)
+    await journal.drop_dirty(made.ino, [(1, 1)])
+    await journal.nameless()
+    for name in (b"b", b"c"):
+        await journal.unlink(ROOT_INO, name, now_ns=1)
+    await journal.purge(made.ino)
+    seen.add((outbox._REFER, (made.ino, 0, b"c" * 32, 1)))
+    monkeypatch.undo()
+    explained = 0
+    for sql, bindings in seen:
+        if sql.lstrip().startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):
+            plan = journal._db.all(f"EXPLAIN QUERY PLAN {sql}", bindings)
+            text = " / ".join(str(row[3]) for row in plan)
+            assert "TEMP B-TREE" not in text, (sql, text)
+            scans = [row[3] for row in plan if str(row[3]).startswith("SCAN")]
+            assert all("inodes_nameless" in scan for scan in scans), (sql, text)
+            explained += 1
+    assert explained > 20
+
+
+async def test_a_refused_rule_leaves_the_groups_other_operations(journal):
+    await make(journal, b"a")
+    with pytest.raises(FsError):
+        await make(journal, b"a")
+    journal.commit()
+    assert await journal.lookup(ROOT_INO, b"a") is not None
+    assert facade.XATTR_VALUE_MAX == 65_536
