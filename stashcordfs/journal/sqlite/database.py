@@ -224,6 +224,8 @@ class Database:
         A failed fdatasync is never tried again into a success: the kernel may have dropped the
         pages (fsync(2), "errors"). Everything that writes fails from then on.
         """
+        if self._poison is not None:
+            raise self._poison
         self.commit()
         wanted = self._commits
         while self._synced < wanted:
