@@ -122,12 +122,12 @@ class Run:
 
     def small_tree(self) -> None:
         """The standard library with its tests, and the documents of the system's packages."""
-        wanted = int(5000 * self.scale)
+        wanted = 5000
         place = self.mnt / "tree"
         place.mkdir()
         archive = self.folder / "tree.tar"
         library = sysconfig.get_path("stdlib")
-        sources = ["-C", library, "--exclude=__pycache__", "."]
+        sources = ["--exclude=__pycache__", "--exclude=site-packages", "-C", library, "."]
         if self.scale < 1:
             sources = ["-C", library, "--exclude=__pycache__", "email", "json", "asyncio"]
         elif Path("/usr/share/doc").is_dir():
