@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from stashcordfs.errors import FsError
+from stashcordfs.types import ROOT_INO
+from stashcordfs.vfs.uploading import UploadSettings
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import BLOCK, volume
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    """A virtual clock that leaves worker threads a moment before it jumps."""
+    return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+async def test_what_was_written_is_read_before_any_upload(clock: object, tmp_path: Path) -> None:
+    data = os.urandom(3 * BLOCK + 17)
+    async with volume(tmp_path, upload=False) as v:
+        ino = await v.make(b"a", data)
+
+        assert await v.read(ino) == data
+        assert (await v.fs.getattr(ino)).size == len(data)
+        assert v.store.puts == 0
+
+
+async def test_everything_comes_back_from_the_store_alone(clock: object, tmp_path: Path) -> None:
+    data = os.urandom(5 * BLOCK + 1)
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        assert v.blocks.dirty_bytes == 0
+    shutil.rmtree(tmp_path / "blocks")
+
+    async with volume(tmp_path) as v:
+        assert await v.read(ino) == data
+
+
+async def test_a_clean_cache_is_warm_after_a_remount(clock: object, tmp_path: Path) -> None:
+    data = os.urandom(2 * BLOCK)
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+
+    async with volume(tmp_path) as v:
+        v.store.offline = True
+        assert await v.read(ino) == data
+
+
+async def test_dirty_blocks_survive_a_killed_process(clock: object, tmp_path: Path) -> None:
+    data = os.urandom(2 * BLOCK + 5)
+    async with volume(tmp_path, upload=False) as v:
+        ino = await v.make(b"a", data)
+        await v.durability.commit()
+
+    async with volume(tmp_path) as v:
+        assert await v.read(ino) == data
+        await v.fs.sync_remote()
+        assert v.store.puts == 1
+
+
+async def test_synced_blocks_survive_a_power_cut_and_others_fall_back(
+    clock: object, tmp_path: Path
+) -> None:
+    old, new = os.urandom(2 * BLOCK), os.urandom(BLOCK)
+    async with volume(tmp_path, upload=False) as v:
+        ino = await v.make(b"a", old)
+        fh = await v.fs.open(ino, 2)
+        await v.fs.fsync(fh, False)
+        await v.fs.write(fh, 4 * BLOCK, new)
+        await v.fs.release(fh)
+
+    async with volume(tmp_path, power_lost=True, upload=False) as v:
+        assert (await v.read(ino))[: 2 * BLOCK] == old
+
+
+async def test_equal_blocks_are_sent_once(clock: object, tmp_path: Path) -> None:
+    block = os.urandom(BLOCK)
+    async with volume(tmp_path) as v:
+        await v.make(b"a", block * 4)
+        await v.fs.sync_remote()
+        await v.make(b"b", block)
+        await v.fs.sync_remote()
+
+        sent = sum(p.stat().st_size for p in (tmp_path / "store").rglob("*") if p.is_file())
+        assert BLOCK < sent < 2 * BLOCK
+
+
+async def test_a_partial_write_over_an_evicted_block_keeps_the_rest(
+    clock: object, tmp_path: Path
+) -> None:
+    data = bytearray(os.urandom(BLOCK))
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", bytes(data))
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        fh = await v.fs.open(ino, 2)
+
+        await v.fs.write(fh, 100, b"x" * 10)
+        data[100:110] = b"x" * 10
+        await v.fs.write(fh, 8192, b"y" * 4096)
+        data[8192 : 8192 + 4096] = b"y" * 4096
+        await v.fs.release(fh)
+
+        assert await v.read(ino) == bytes(data)
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        assert await v.read(ino) == bytes(data)
+
+
+async def test_page_writes_over_an_evicted_block_fetch_nothing(
+    clock: object, tmp_path: Path
+) -> None:
+    data = bytearray(os.urandom(BLOCK))
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", bytes(data))
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        v.store.offline = True
+        fh = await v.fs.open(ino, 2)
+        await v.fs.write(fh, 4096, b"y" * 4096)
+        assert await v.fs.read(fh, 4096, 4096) == b"y" * 4096
+        v.store.offline = False
+        v.uploader.retry_now()
+        data[4096:8192] = b"y" * 4096
+        await v.fs.sync_remote()
+        await v.fs.release(fh)
+        assert await v.read(ino) == bytes(data)
+
+
+async def test_a_missing_chunk_is_eio_for_its_range_only(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        gone = await v.make(b"gone", os.urandom(BLOCK))
+        await v.fs.sync_remote()
+        kept = await v.make(b"kept", b"kept")
+        await v.blocks.evict(at_least=1 << 30)
+        v.store.missing = True
+
+        with pytest.raises(FsError) as caught:
+            await v.read(gone)
+
+        assert caught.value.errno == errno.EIO
+        assert "deleted by hand" in v.reports[-1]
+        assert await v.read(kept) == b"kept"
+        v.store.missing = False
+        assert len(await v.read(gone)) == BLOCK
+
+
+async def test_an_upload_that_fails_is_tried_again_with_growing_delay(
+    clock: object, tmp_path: Path
+) -> None:
+    async with volume(tmp_path) as v:
+        v.store.offline = True
+        ino = await v.make(b"a", b"data")
+        await trio.sleep(120)
+
+        assert v.uploader.state.failures >= 3
+        assert v.blocks.dirty_bytes
+        v.store.offline = False
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        assert await v.read(ino) == b"data"
+
+
+async def test_a_write_during_an_upload_is_not_lost(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path, settings=UploadSettings(delay_s=0.0)) as v:
+        ino = await v.make(b"a", b"1" * BLOCK)
+        fh = await v.fs.open(ino, 2)
+        for n in range(20):
+            await v.fs.write(fh, 0, b"%02d" % n)
+            await trio.sleep(0.3)
+        await v.fs.release(fh)
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+
+        assert await v.read(ino) == b"19" + b"1" * (BLOCK - 2)
+
+
+async def test_writers_wait_for_room_and_get_enospc_when_nothing_moves(
+    clock: object, tmp_path: Path
+) -> None:
+    async with volume(tmp_path, dirty_bytes=8 * BLOCK, deadline_s=5) as v:
+        v.store.offline = True
+        with pytest.raises(FsError) as caught:
+            await v.make(b"a", os.urandom(64 * BLOCK))
+        assert caught.value.errno == errno.ENOSPC
+
+        v.store.offline = False
+        await v.fs.sync_remote()
+        ino = await v.make(b"b", b"x" * (6 * BLOCK))
+        assert await v.read(ino) == b"x" * (6 * BLOCK)
+
+
+async def test_the_cache_stays_below_its_cap(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path, cache_bytes=20 * BLOCK, dirty_bytes=8 * BLOCK) as v:
+        data = os.urandom(64 * BLOCK)
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        for at in range(0, len(data), BLOCK):
+            await v.fs.write(fh, at, data[at : at + BLOCK])
+            assert v.blocks.used_bytes <= 21 * BLOCK
+        await v.fs.release(fh)
+
+        assert await v.read(made.ino) == data
+        assert v.blocks.used_bytes <= 21 * BLOCK
+
+
+async def test_unlinked_but_open_stays_readable(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"still here")
+        await v.fs.unlink(ROOT_INO, b"a")
+
+        assert await v.fs.read(fh, 0, 100) == b"still here"
+        await v.fs.release(fh)
+        with pytest.raises(FsError):
+            await v.fs.getattr(made.ino)
+        assert v.blocks.dirty_bytes == 0
+
+
+async def test_holes_are_zeros_and_cost_nothing(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a")
+        await v.fs.setattr(ino, size=10 * BLOCK)
+
+        assert await v.read(ino) == bytes(10 * BLOCK)
+        assert (await v.fs.getattr(ino)).blocks == 0
+        fh = await v.fs.open(ino, 2)
+        await v.fs.write(fh, 5 * BLOCK, b"x")
+        await v.fs.release(fh)
+        assert await v.read(ino) == bytes(5 * BLOCK) + b"x" + bytes(5 * BLOCK - 1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_random_operations_equal_a_bytearray(
+    clock: object, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    model = bytearray()
+    for _ in range(3):
+        async with volume(
+            tmp_path, cache_bytes=12 * BLOCK, dirty_bytes=8 * BLOCK,
+            settings=UploadSettings(delay_s=0.5),
+        ) as v:  # fmt: skip
+            found = await v.fs.lookup(ROOT_INO, b"a")
+            ino = found.ino if found else await v.make(b"a")
+            fh = await v.fs.open(ino, 2)
+            for _ in range(60):
+                match rng.randrange(8):
+                    case 0:
+                        size = rng.randrange(12 * BLOCK)
+                        await v.fs.setattr(ino, size=size)
+                        model = model[:size].ljust(size, b"\0")
+                    case 1:
+                        await v.blocks.evict(at_least=1 << 30)
+                    case 2:
+                        await trio.sleep(rng.random())
+                    case 3:
+                        await v.fs.fsync(fh, False)
+                    case 4:
+                        at = rng.randrange(12 * BLOCK)
+                        assert await v.fs.read(fh, at, BLOCK) == bytes(model[at : at + BLOCK])
+                    case _:
+                        at = rng.randrange(10 * BLOCK)
+                        if rng.random() < 0.5:
+                            at -= at % 4096
+                        data = rng.randbytes(rng.choice([1, 100, 4096, 8192, 100_000]))
+                        await v.fs.write(fh, at, data)
+                        model = model.ljust(at, b"\0")
+                        model[at : at + len(data)] = data
+            await v.fs.release(fh)
+            assert await v.read(ino) == bytes(model)
+            assert (await v.fs.getattr(ino)).size == len(model)
