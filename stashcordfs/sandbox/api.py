@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -12,6 +14,7 @@ from stashcordfs.sandbox.store import Draft
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Callable
 
     from starlette.requests import Request
 
@@ -34,7 +37,7 @@ class Api:
             request,
             self._store.incoming,
             request_bytes=settings.request_bytes,
-            file_bytes=settings.attachment_bytes,
+            file_bytes=settings.file_bytes,
         )
 
     def _me(self) -> int:
@@ -76,6 +79,33 @@ class Api:
     async def channel(self, request: Request) -> Answer:
         return 200, self._view.channel(self._channel(request))
 
+    async def update_channel(self, request: Request) -> Answer:
+        """Name and topic; other fields are taken and left alone."""
+        payload = (await self.form(request)).payload
+        channel = self._channel(request)
+        changes: dict[str, Any] = {k: payload[k] for k in ("name", "topic") if k in payload}
+        for key, low, high in (("name", 1, 100), ("topic", 0, 1024)):
+            value = changes.get(key, "x")
+            if value is None and key == "topic":
+                continue
+            if not isinstance(value, str) or not low <= len(value) <= high:
+                text = f"Must be between {low} and {high} in length."
+                raise form_error(key, "BASE_TYPE_BAD_LENGTH", text)
+        if changes:
+            self._hidden(self._sandbox.limits.channel_update, channel, scope="user")
+            self._store.change_channel(channel, changes)
+        return 200, self._view.channel(channel)
+
+    def _hidden(
+        self, limit: Callable[[str, float], float | None], channel: int, *, scope: str
+    ) -> None:
+        """A limit that no header shows, and that only some calls of a route draw on."""
+        if not self._sandbox.settings.rate_limits:
+            return
+        wait = limit(str(channel), self._store.clock.monotonic())
+        if wait is not None:
+            raise self._sandbox.too_many(wait, scope=scope)
+
     # Messages
 
     async def create_message(self, request: Request) -> Answer:
@@ -103,9 +133,7 @@ class Api:
     async def list_messages(self, request: Request) -> Answer:
         channel = self._channel(request)
         query = request.query_params
-        limit = query.get("limit", "50")
-        if not limit.isdigit() or not 1 <= int(limit) <= 100:
-            raise form_error("limit", "NUMBER_TYPE_MAX", "int value should be between 1 and 100.")
+        limit = _limit(query.get("limit", "50"), 100)
         at = {
             key: _snowflake(key, query[key])
             for key in ("before", "after", "around")
@@ -114,14 +142,14 @@ class Api:
         if not self._sandbox.settings.read_history:
             return 200, []
         if "around" in at:
-            half = int(limit) // 2
+            half = limit // 2
             rows = self._store.page(channel, before=None, after=at["around"], limit=half)
             rows += self._store.page(
-                channel, before=at["around"] + 1, after=None, limit=int(limit) - half
+                channel, before=at["around"] + 1, after=None, limit=limit - half
             )
         else:
             rows = self._store.page(
-                channel, before=at.get("before"), after=at.get("after"), limit=int(limit)
+                channel, before=at.get("before"), after=at.get("after"), limit=limit
             )
         if rows and self._sandbox.faults.take("list_messages", "hide"):
             rows = rows[1:]
@@ -148,18 +176,32 @@ class Api:
 
     async def get_pins(self, request: Request) -> Answer:
         channel = self._channel(request)
-        limit = min(50, max(1, _snowflake("limit", request.query_params.get("limit", "50"))))
-        rows = self._store.rows(
-            "SELECT * FROM messages WHERE channel_id=? AND pinned IS NOT NULL"
-            " ORDER BY pinned DESC LIMIT ?",
-            channel,
-            limit + 1,
-        )
+        query = request.query_params
+        limit = _limit(query.get("limit", "50"), 50)
+        try:
+            before = datetime.fromisoformat(query["before"]).timestamp() if "before" in query else 0
+        except ValueError:
+            raise form_error("before", "DATE_TIME_TYPE_PARSE", "Not a time.") from None
+        rows = self._pins(channel, limit + 1, before=before or None)
         items = [
             {"pinned_at": iso(row["pinned"]), "message": self._view.message(row)}
             for row in rows[:limit]
         ]
         return 200, {"items": items, "has_more": len(rows) > limit}
+
+    async def get_pins_deprecated(self, request: Request) -> Answer:
+        rows = self._pins(self._channel(request), 50)
+        return 200, [self._view.message(row) for row in rows]
+
+    def _pins(self, channel: int, limit: int, *, before: float | None = None) -> list[sqlite3.Row]:
+        if not self._sandbox.settings.read_history:
+            return []
+        return self._store.rows(
+            "SELECT * FROM messages WHERE channel_id=? AND pinned < ? ORDER BY pinned DESC LIMIT ?",
+            channel,
+            math.inf if before is None else before,
+            limit,
+        )
 
     async def pin(self, request: Request) -> Answer:
         row = self._message(request)
@@ -171,7 +213,7 @@ class Api:
         )
         if pinned >= _PINS:
             raise ApiError(400, 30003, f"Maximum number of pins reached ({_PINS})")
-        self._pinned(row, self._store.clock.wall())
+        self._pinned(row, round(self._store.clock.wall(), 6))  # as fine as it is shown
         self._store.add_message(Draft(channel, self._me(), "sandbox", type=6), [])
         return 204, None
 
@@ -199,7 +241,7 @@ class Api:
         return 200, self._view.webhook(self.webhook_row(webhook))
 
     def webhook_row(self, webhook: int, token: str | None = None) -> sqlite3.Row:
-        row = self._store.row("SELECT * FROM webhooks WHERE id=?", webhook)
+        row = self._store.row("SELECT * FROM webhooks WHERE id=?", min(webhook, 2**63 - 1))
         if row is None:
             raise unknown("Webhook", 10015)
         if token is not None and row["token"] != token:
@@ -225,11 +267,8 @@ class Api:
         form = await self.form(request)
         try:
             hook = self._webhook(request)
-            wait = self._sandbox.limits.webhook_channel(
-                str(hook["channel_id"]), self._store.clock.monotonic()
-            )
-            if wait is not None and self._sandbox.settings.rate_limits:
-                raise self._sandbox.too_many(wait, scope="shared")
+            limit = self._sandbox.limits.webhook_channel
+            self._hidden(limit, int(hook["channel_id"]), scope="shared")
             name = str(form.payload.get("username") or hook["name"])
             draft = Draft(hook["channel_id"], hook["id"], name, webhook_id=hook["id"])
             row = self._messages.create(draft, form, route="execute_webhook")
@@ -283,7 +322,14 @@ class Api:
         }
 
 
+def _limit(text: str, most: int) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        message = f"int value should be between 1 and {most}."
+        raise form_error("limit", "NUMBER_TYPE_MAX", message)
+    return int(text)
+
+
 def _snowflake(name: str, text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise form_error(name, "NUMBER_TYPE_COERCE", f'Value "{text}" is not snowflake.')
     return int(text)

@@ -33,6 +33,7 @@ _RULES: dict[str, tuple[int, float]] = {
 _YOUNG_DELETE = ("delete_message.young", 5, 1.0)
 _OLD_DELETE = ("delete_message.old", 30, 4.0)
 _OLD_EDIT = ("edit_message.old", 3, 6.0)
+_CHANNEL_UPDATE = ("update_channel.name", 2, 600.0)
 _WEBHOOKS_OF_CHANNEL = ("webhooks.channel", 30, 60.0)
 
 
@@ -98,6 +99,11 @@ class Limits:
     def webhook_channel(self, channel: str, now: float) -> float | None:
         """The limit that all webhooks of a channel share; it shows only as a 429."""
         window = self._window(_WEBHOOKS_OF_CHANNEL[0], channel, *_WEBHOOKS_OF_CHANNEL[1:])
+        return None if window.take(now) else window.end - now
+
+    def channel_update(self, channel: str, now: float) -> float | None:
+        """Name and topic have a limit of their own, which no header shows."""
+        window = self._window(_CHANNEL_UPDATE[0], channel, *_CHANNEL_UPDATE[1:])
         return None if window.take(now) else window.end - now
 
     def _headers(self, name: str, window: _Window, *, now: float, wall: float) -> dict[str, str]:

@@ -60,7 +60,10 @@ class Messages:
         if not isinstance(embeds, list) or len(embeds) > 10:
             raise form_error("embeds", "BASE_TYPE_MAX_LENGTH", "Must be 10 or fewer in length.")
         draft.content, draft.embeds = content, embeds
-        draft.flags = int(payload.get("flags") or 0)
+        flags = payload.get("flags") or 0
+        if not isinstance(flags, int) or not 0 <= flags < 2**31:
+            raise form_error("flags", "NUMBER_TYPE_COERCE", "Value is not int.")
+        draft.flags = flags
 
     def _new_attachments(self, form: Form, route: str, *, existing: int = 0) -> list[NewAttachment]:
         listed = form.payload.get("attachments") or []
@@ -79,7 +82,7 @@ class Messages:
         rename = form.files and self._faults.take(route, "rename")
         made = []
         for number, upload in enumerate(form.files):
-            if upload.size > self.settings.attachment_bytes:
+            if upload.size > self.settings.file_bytes:
                 raise ApiError(413, 40005, "Request entity too large")
             filename, title = clean_filename(upload.filename, f"unknown{number or ''}")
             if rename:
@@ -133,7 +136,7 @@ class Messages:
             for one in form.payload["attachments"] or []
             if isinstance(one, dict) and str(one.get("id")) not in parts
         }
-        if not all(name.isdigit() for name in named):
+        if not all(name.isdecimal() for name in named):
             raise form_error("attachments", "NUMBER_TYPE_COERCE", "Value is not snowflake.")
         return present & {int(name) for name in named}
 
@@ -144,7 +147,7 @@ class Messages:
 
     def bulk_delete(self, channel_id: int, payload: dict[str, Any]) -> None:
         ids = payload.get("messages")
-        if not isinstance(ids, list) or not all(str(one).isdigit() for one in ids):
+        if not isinstance(ids, list) or not all(str(one).isdecimal() for one in ids):
             raise form_error("messages", "LIST_TYPE_CONVERT", "Only iterables may be used")
         wanted = {int(one) for one in ids}
         if not 2 <= len(wanted) <= 100:

@@ -91,6 +91,10 @@ class Sandbox:
             ("GET", "/gateway/bot", "gateway_bot", api.gateway_bot),
             ("GET", "/guilds/{guild:int}", "guild", api.guild),
             ("GET", _CHANNEL, "channel", api.channel),
+            ("PATCH", _CHANNEL, "update_channel", api.update_channel),
+            ("GET", _CHANNEL + "/pins", "get_pins", api.get_pins_deprecated),
+            ("PUT", _CHANNEL + "/pins/{message:int}", "pin", api.pin),
+            ("DELETE", _CHANNEL + "/pins/{message:int}", "unpin", api.unpin),
             ("GET", _CHANNEL + "/messages/pins", "get_pins", api.get_pins),
             ("PUT", _CHANNEL + "/messages/pins/{message:int}", "pin", api.pin),
             ("DELETE", _CHANNEL + "/messages/pins/{message:int}", "unpin", api.unpin),
@@ -246,6 +250,8 @@ class Sandbox:
             if status == 0:
                 self.hang_up(request)
             return Response(status_code=status or 500, media_type="text/html")
+        if rule := self.faults.take(name, "late"):
+            await asyncio.sleep(float(rule.get("seconds", 1.0)))
         if self.faults.take(name, "new_bucket"):
             self.limits.generation += 1
         if rule := self.faults.take(name, "skew"):

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1024 * 1024
+_BOOSTED = {2: 50 * MIB, 3: 100 * MIB}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class SandboxSettings:
     latency_s: float = 0.0
     bandwidth: int = 0  # bytes per second and transfer; 0: as fast as it goes
 
+    @property
+    def file_bytes(self) -> int:
+        """The limit in force for one attachment: a boosted guild takes more."""
+        return max(self.attachment_bytes, _BOOSTED.get(self.premium_tier, 0))
+
 
 # What may change while the server runs; the rest would need another one.
-CHANGEABLE = frozenset(SandboxSettings.__slots__) - {"dir", "host", "port"}
+CHANGEABLE = frozenset(SandboxSettings.__dataclass_fields__) - {"dir", "host", "port"}

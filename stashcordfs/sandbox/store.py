@@ -121,6 +121,16 @@ class Store:
         temporary.write_text(json.dumps(state or self.state), encoding="utf-8")
         temporary.replace(self._state_path)
 
+    def channel(self, channel_id: int) -> dict[str, Any]:
+        """What an edit gave the channel: name, topic."""
+        changed: dict[str, Any] = self.state.get("channels", {}).get(str(channel_id), {})
+        return changed
+
+    def change_channel(self, channel_id: int, changes: dict[str, Any]) -> None:
+        now = {**self.channel(channel_id), **changes}
+        self.state.setdefault("channels", {})[str(channel_id)] = now
+        self.save_state()
+
     # Queries
 
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:
@@ -140,7 +150,9 @@ class Store:
         if message_id >= 2**63:
             return None
         return self.row(
-            "SELECT * FROM messages WHERE id=? AND channel_id=?", message_id, channel_id
+            "SELECT * FROM messages WHERE id=? AND channel_id=?",
+            min(message_id, 2**63 - 1),  # any number may stand in a path; SQLite has 64 bits
+            channel_id,
         )
 
     def attachments(self, message_id: int) -> list[sqlite3.Row]:

@@ -122,6 +122,7 @@ class View:
             "nsfw": False,
             "rate_limit_per_user": 0,
             "permission_overwrites": [],
+            **self._store.channel(channel_id),
             "last_message_id": str(last) if last else None,
         }
 

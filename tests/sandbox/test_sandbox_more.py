@@ -1,0 +1,96 @@
+"""What channel edits, old pin routes, boosts and odd numbers get; faults by chance, and late."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from stashcordfs.sandbox.faults import Faults
+
+AGENT = "DiscordBot (https://example.invalid, 1)"
+
+
+@pytest.fixture
+def http(sandbox):
+    headers = {"User-Agent": AGENT, "Authorization": f"Bot {sandbox.token}"}
+    with httpx.Client(base_url=sandbox.api_url, headers=headers) as client:
+        yield client
+
+
+def test_a_channel_keeps_its_new_topic_and_has_a_limit_no_header_shows(sandbox, http):
+    path = f"/channels/{sandbox.channel_ids[0]}"
+    assert http.patch(path, json={"topic": "root"}).json()["topic"] == "root"
+    assert http.patch(path, json={"name": "n", "topic": None}).json()["topic"] is None
+    refused = http.patch(path, json={"topic": "third"})
+    assert (refused.status_code, "x-ratelimit-limit" in refused.headers) == (429, False)
+    assert refused.headers["x-ratelimit-scope"] == "user"
+    assert 590 < refused.json()["retry_after"] <= 600
+    assert http.patch(path, json={}).status_code == 200
+    for wrong in ({"name": ""}, {"name": None}, {"topic": "x" * 1025}):
+        assert http.patch(path, json=wrong).json()["code"] == 50035
+    sandbox.restart()
+    sandbox.clock(601)
+    assert http.get(path).json()["name"] == "n"
+    assert http.patch(path, json={"topic": "third"}).json()["topic"] == "third"
+
+
+def test_pins_by_the_old_routes_and_in_pages(sandbox, http):
+    sandbox.settings(rate_limits=False)
+    channel = f"/channels/{sandbox.channel_ids[0]}"
+    ids = [
+        http.post(f"{channel}/messages", json={"content": str(n)}).json()["id"] for n in range(3)
+    ]
+    for one in ids:
+        assert http.put(f"{channel}/pins/{one}").status_code == 204
+    assert [one["id"] for one in http.get(f"{channel}/pins").json()] == ids[::-1]
+    first = http.get(f"{channel}/messages/pins", params={"limit": 2}).json()
+    assert [one["message"]["id"] for one in first["items"]] == ids[:0:-1]
+    assert first["has_more"]
+    before = {"before": first["items"][-1]["pinned_at"]}
+    rest = http.get(f"{channel}/messages/pins", params=before).json()
+    assert [one["message"]["id"] for one in rest["items"]] == ids[:1]
+    for wrong in ({"limit": "x"}, {"limit": "51"}, {"before": "x"}):
+        answer = http.get(f"{channel}/messages/pins", params=wrong)
+        assert (answer.status_code, answer.json()["code"]) == (400, 50035)
+    assert http.delete(f"{channel}/pins/{ids[0]}").status_code == 204
+    assert len(http.get(f"{channel}/pins").json()) == 2
+    sandbox.settings(read_history=False)
+    assert http.get(f"{channel}/pins").json() == []
+    assert http.get(f"{channel}/messages/pins").json()["items"] == []
+
+
+def test_a_lost_boost_makes_yesterdays_size_too_large(sandbox, http):
+    sandbox.settings(attachment_bytes=10, request_bytes=60 * 2**20, premium_tier=2)
+    path = f"/channels/{sandbox.channel_ids[0]}/messages"
+    assert http.post(path, files={"files[0]": ("a", b"x" * 11)}).status_code == 200
+    sandbox.settings(premium_tier=0)
+    refused = http.post(path, files={"files[0]": ("a", b"x" * 11)})
+    assert (refused.status_code, refused.json()["code"]) == (413, 40005)
+
+
+def test_numbers_beyond_64_bits_and_flags_that_are_none_get_an_answer(sandbox, http):
+    path, huge = f"/channels/{sandbox.channel_ids[0]}/messages", "9" * 30
+    assert http.get(f"{path}/{huge}").json()["code"] == 10008
+    assert http.get(f"/webhooks/{huge}").json()["code"] == 10015
+    assert http.get(path, params={"after": "\u00b2"}).json()["code"] == 50035
+    assert http.post(path, json={"content": "x", "flags": "y"}).json()["code"] == 50035
+
+
+def test_a_late_answer_is_a_right_one(sandbox, http):
+    sandbox.faults({"route": "create_message", "kind": "late", "seconds": 30})
+    path = f"/channels/{sandbox.channel_ids[0]}/messages"
+    body = {"content": "x", "nonce": "k", "enforce_nonce": True}
+    with pytest.raises(httpx.ReadTimeout):
+        http.post(path, json=body, timeout=0.2)
+    assert sandbox.stats()["created"] == 1
+    assert http.post(path, json=body).status_code == 200
+    assert sandbox.stats()["messages"] == 1
+
+
+def test_a_rule_strikes_by_its_probability():
+    chances = iter([0.9, 0.1, 0.0])
+    faults = Faults(chance=lambda: next(chances))
+    faults.replace([{"kind": "reset", "probability": 0.5, "count": 1}])
+    assert faults.take("me", "reset") is None
+    assert faults.take("me", "reset") is not None
+    assert faults.take("me", "reset") is None
