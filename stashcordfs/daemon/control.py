@@ -165,4 +165,16 @@ class Control:
         metrics.dirty_bytes.set(parts.blocks.dirty_bytes)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
+        stats, uploads = parts.stats, parts.uploader.state
+        for counter, total in (
+            (metrics.requests, stats.requests),
+            (metrics.rate_limited, stats.rate_limited),
+            (metrics.invalid_requests, stats.invalid),
+            (metrics.messages, stats.messages_sent),
+            (metrics.sent_bytes, stats.bytes_sent),
+            (metrics.received_bytes, stats.bytes_received),
+            (metrics.uploaded_bytes, uploads.uploaded_bytes),
+            (metrics.upload_failures, uploads.failures),
+        ):
+            metrics.follow(counter, total)
         return metrics.render()

@@ -80,7 +80,7 @@ class Parts:
     nursery: trio.Nursery
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
-    task_failures: int = 0
+    metrics: Metrics = field(default_factory=Metrics)
 
     def status(self) -> dict[str, object]:
         """The answer of `status --json` while mounted."""
@@ -257,7 +257,7 @@ async def _serve(
     nursery: trio.Nursery,
 ) -> None:
     settings = parts.settings
-    metrics = Metrics()
+    metrics = parts.metrics
     notifier = Notifier()
     operations = StashcordOperations(
         parts.filesystem,
@@ -301,7 +301,7 @@ async def _supervise(parts: Parts, task: Callable[[], Awaitable[None]]) -> None:
         except Exception as error:
             log.exception("background task failed task=%s", task.__qualname__)
             parts.report(f"{task.__qualname__} failed: {error!r}")
-        parts.task_failures += 1
+        parts.metrics.task_failures.labels(task.__qualname__).inc()
         if trio.current_time() - started > _LONGEST_RESTART_S:
             delay_s = 1.0
         await trio.sleep(delay_s)

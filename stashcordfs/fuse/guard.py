@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
@@ -29,6 +30,7 @@ def guard(handler: F) -> F:
 
     @functools.wraps(handler)
     async def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        started = perf_counter()
         try:
             return await handler(self, *args, **kwargs)
         except FsError as error:
@@ -45,5 +47,7 @@ def guard(handler: F) -> F:
             log.exception("handler failed name=%s", name)
             self.fault(name, error)
             raise pyfuse3.FUSEError(errno.EIO) from None
+        finally:
+            self.timed(name, perf_counter() - started)
 
     return guarded  # type: ignore[return-value]

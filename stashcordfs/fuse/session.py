@@ -71,7 +71,8 @@ class Session:
         try:
             pyfuse3.init(self._operations, str(self._mountpoint), self._options)
         except RuntimeError as error:
-            text = f"cannot mount at {self._mountpoint}: {error}; see stashcordfs doctor"
+            hint = "are fuse3 and /dev/fuse there?"
+            text = f"cannot mount at {self._mountpoint}: {error}; {hint}"
             raise StashcordError(text) from error
         try:
             _tune(self._mountpoint)
