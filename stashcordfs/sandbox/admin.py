@@ -28,6 +28,7 @@ class Admin:
             Route("/_sandbox/faults", self.faults, methods=["GET", "POST"]),
             Route("/_sandbox/settings", self.settings, methods=["POST"]),
             Route("/_sandbox/token", self.token, methods=["POST"]),
+            Route("/_sandbox/bots", self.bot, methods=["POST"]),
             Route("/_sandbox/messages", self.message, methods=["POST"]),
             Route("/_sandbox/attachments/{attachment:int}", self.attachment, methods=["POST"]),
         ]
@@ -70,6 +71,12 @@ class Admin:
         store.state["token"] = new_token(store.state["user_id"])
         store.save_state()
         return JSONResponse({"token": store.state["token"]})
+
+    async def bot(self, request: Request) -> Response:
+        """One more bot in the guild; by its token it is another author, and another reader."""
+        del request
+        token, user_id = self._sandbox.store.add_bot()
+        return JSONResponse({"token": token, "user_id": str(user_id)})
 
     async def message(self, request: Request) -> Response:
         """{"channel_id", "type", "content"}: a message of somebody else, or of the system."""

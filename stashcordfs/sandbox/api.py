@@ -41,7 +41,7 @@ class Api:
         )
 
     def _me(self) -> int:
-        return int(self._store.state["user_id"])
+        return self._view.viewer()
 
     def _channel(self, request: Request) -> int:
         channel = int(request.path_params["channel"])

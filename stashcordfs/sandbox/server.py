@@ -179,8 +179,11 @@ class Sandbox:
         if name == "webhook":
             return  # the token in the path is checked where the webhook is looked up
         given = request.headers.get("authorization", "")
-        if not secrets.compare_digest(given.encode(), f"Bot {self.store.state['token']}".encode()):
-            raise ApiError(401, 0, "401: Unauthorized")
+        for token, user_id in self.store.bots().items():
+            if secrets.compare_digest(given.encode(), f"Bot {token}".encode()):
+                self.view.look_as(user_id)
+                return
+        raise ApiError(401, 0, "401: Unauthorized")
 
     def _limit(self, request: Request, name: str) -> dict[str, str]:
         if not self.settings.rate_limits:

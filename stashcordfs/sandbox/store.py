@@ -131,6 +131,19 @@ class Store:
         self.state.setdefault("channels", {})[str(channel_id)] = now
         self.save_state()
 
+    def bots(self) -> dict[str, int]:
+        """Tokens in force, and whose they are."""
+        own: dict[str, int] = {self.state["token"]: self.state["user_id"]}
+        others: dict[str, int] = self.state.get("other_bots", {})
+        return own | others
+
+    def add_bot(self) -> tuple[str, int]:
+        user_id = self.ids.next()
+        token = new_token(user_id)
+        self.state.setdefault("other_bots", {})[token] = user_id
+        self.save_state()
+        return token, user_id
+
     # Queries
 
     def rows(self, sql: str, *values: object) -> list[sqlite3.Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from stashcordfs.sandbox.ids import iso, time_of
@@ -51,6 +52,15 @@ class View:
         self._store = store
         self.base_url = base_url
         self.settings: SandboxSettings | None = None
+        self._viewer: ContextVar[int | None] = ContextVar("viewer", default=None)
+
+    # Who asks: set for the task that answers one request
+
+    def look_as(self, user_id: int) -> None:
+        self._viewer.set(user_id)
+
+    def viewer(self) -> int:
+        return self._viewer.get() or int(self._store.state["user_id"])
 
     # Links
 
@@ -81,7 +91,7 @@ class View:
 
     def me(self) -> dict[str, Any]:
         return {
-            **self.user(self._store.state["user_id"], "sandbox"),
+            **self.user(self.viewer(), "sandbox"),
             "mfa_enabled": True,
             "locale": "en-US",
             "verified": True,
@@ -199,7 +209,7 @@ class View:
     def message(self, row: sqlite3.Row, *, full: bool = False) -> dict[str, Any]:
         """`full` for whoever may read content without the intent: a webhook's own token."""
         assert self.settings is not None
-        me = self._store.state["user_id"]
+        me = self.viewer()
         readable = (
             full
             or self.settings.message_content

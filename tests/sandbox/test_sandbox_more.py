@@ -94,3 +94,35 @@ def test_a_rule_strikes_by_its_probability():
     assert faults.take("me", "reset") is None
     assert faults.take("me", "reset") is not None
     assert faults.take("me", "reset") is None
+
+
+def test_another_bot_sees_no_content_without_the_intent_and_edits_only_its_own(sandbox, http):
+    other = sandbox.admin("bots", {})
+    path = f"/channels/{sandbox.channel_ids[0]}/messages"
+    keyed = {"nonce": "k", "enforce_nonce": True}
+    made = http.post(path, json={"content": "x", **keyed}).json()
+    theirs = {"Authorization": f"Bot {other['token']}"}
+    assert http.get("/users/@me", headers=theirs).json()["id"] == other["user_id"]
+    assert http.get(f"{path}/{made['id']}", headers=theirs).json()["content"] == ""
+    assert http.get(f"{path}/{made['id']}").json()["content"] == "x"
+    denied = http.patch(f"{path}/{made['id']}", json={"content": "y"}, headers=theirs)
+    assert (denied.status_code, denied.json()["code"]) == (403, 50005)
+    own = http.post(path, json={"content": "z", **keyed}, headers=theirs).json()
+    assert (own["id"] != made["id"], own["content"]) == (True, "z")
+    sandbox.settings(message_content=True)
+    assert http.get(f"{path}/{made['id']}", headers=theirs).json()["content"] == "x"
+    sandbox.restart()
+    assert http.get("/users/@me", headers=theirs).status_code == 200
+
+
+def test_an_error_before_the_body_is_read_ends_the_connection(sandbox, http):
+    sandbox.faults({"route": "create_message", "kind": "early", "status": 413, "code": 40005})
+    path = f"/channels/{sandbox.channel_ids[0]}/messages"
+    try:
+        answer = http.post(path, files={"files[0]": ("a", bytes(16 * 2**20))})
+    except httpx.TransportError:  # the reset may come before the answer is read
+        pass
+    else:
+        assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+    assert sandbox.stats()["created"] == 0
+    assert http.get("/users/@me").status_code == 200
