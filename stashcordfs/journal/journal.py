@@ -153,7 +153,8 @@ class Journal(Outbox):
     ) -> list[tuple[int, bytes, Attributes]]:
         """At most `limit` entries with a cookie greater than `after`, in order."""
         rows = self._db.all(
-            f"SELECT d.cookie, d.name, {COLUMNS} FROM dirents d JOIN inodes i ON i.ino = d.ino"  # noqa: S608
+            f"SELECT d.cookie, d.name, {COLUMNS} FROM dirents d"  # noqa: S608  constants
+            " CROSS JOIN inodes i ON i.ino = d.ino"
             " WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?",
             (ino, after, limit),
         )

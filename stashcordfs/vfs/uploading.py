@@ -118,7 +118,7 @@ class Uploader:
         self._sending = trio.Semaphore(settings.concurrency)
         self._changed = trio.Event()
         self._backoff_s = 0.0
-        self._in_flight: set[ChunkId] = set()
+        self._in_flight: dict[ChunkId, list[Dirty]] = {}
 
     # ------------------------------------------------------------------ asking
 
@@ -252,8 +252,8 @@ class Uploader:
                 continue
             item, data = copied
             chunk_id = await self._name(data)
-            if chunk_id in self._in_flight:  # another message brings it: wait for that one
-                item.dirty.sealing = False
+            if chunk_id in self._in_flight:  # another message brings it: sealing until then
+                self._in_flight[chunk_id].append(item.dirty)
                 continue
             if chunk_id not in seen and not await self._is_known(chunk_id):
                 if not await builder.add((live.ino, index), data, chunk_id):
@@ -271,7 +271,7 @@ class Uploader:
             parcel.release()
             raise
         self.state.pending_packs += len(parcel.packs)
-        self._in_flight |= seen
+        self._in_flight |= {chunk_id: [] for chunk_id in seen}
         return parcel
 
     async def _copy(self, live: Live, index: int) -> tuple[Uploaded, bytes] | None:
@@ -329,7 +329,9 @@ class Uploader:
             self._failed(str(error), pause=True)
         finally:
             parcel.release()
-            self._in_flight.difference_update(chunk_id for _, chunk_id in parcel.items)
+            for _, chunk_id in parcel.items:
+                for dirty in self._in_flight.pop(chunk_id, ()):
+                    dirty.sealing = False
             self.state.pending_packs -= len(parcel.packs)
             self._sending.release()
             self._notify()

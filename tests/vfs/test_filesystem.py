@@ -281,3 +281,24 @@ async def test_random_operations_equal_a_bytearray(
             await v.fs.release(fh)
             assert await v.read(ino) == bytes(model)
             assert (await v.fs.getattr(ino)).size == len(model)
+
+
+async def test_equal_blocks_written_together_are_copied_once_each(
+    clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with volume(tmp_path, settings=UploadSettings(concurrency=2)) as v:
+        copied = 0
+        snapshot = v.blocks.snapshot
+
+        def counting(live, index):
+            nonlocal copied
+            copied += 1
+            return snapshot(live, index)
+
+        monkeypatch.setattr(v.blocks, "snapshot", counting)
+        for n in range(600):  # more than a message holds at once would not matter: they are equal
+            await v.make(b"%d" % n, b"same")
+        await v.fs.sync_remote()
+
+        assert copied <= 2 * 600
+        assert v.store.puts == 1
