@@ -46,10 +46,8 @@ class Live:
     handles: int = 0
     writers: int = 0
     nameless: bool = False
-    forgotten: bool = False
     gone: bool = False
     size_changed: bool = False
-    error: int = 0
     dirty: dict[int, Dirty] = field(default_factory=dict)
 
     @property

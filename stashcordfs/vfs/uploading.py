@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stashcordfs.journal import Journal
     from stashcordfs.store.api import ObjectStore
     from stashcordfs.store.pack import FinishedPack
-    from stashcordfs.types import ChunkId, Location, ObjectId
+    from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
 
@@ -150,8 +150,8 @@ class Uploader:
         finally:
             self._flushes -= 1
 
-    def _still_waits(self, key: tuple[int, int], version: int) -> bool:
-        live = self._blocks.live.get(key[0])  # type: ignore[call-overload]
+    def _still_waits(self, key: tuple[Ino, int], version: int) -> bool:
+        live = self._blocks.live.get(key[0])
         dirty = live.dirty.get(key[1]) if live else None
         return dirty is not None and dirty.uploaded < version
 
@@ -242,29 +242,12 @@ class Uploader:
     # ------------------------------------------------------------------ building
 
     async def _build(self) -> _Parcel:
+        """Fill one message. On any failure every block taken may be picked again."""
         parcel = _Parcel()
         builder = RequestBuilder(self._keys, self._store.limits, compress=self.settings.compress)
         seen: set[ChunkId] = set()
-        misfits = 0
-        for live, index in self._pick():
-            copied = await self._copy(live, index)
-            if copied is None:
-                continue
-            item, data = copied
-            chunk_id = await self._name(data)
-            if chunk_id in self._in_flight:  # another message brings it: sealing until then
-                self._in_flight[chunk_id].append(item.dirty)
-                continue
-            if chunk_id not in seen and not await self._is_known(chunk_id):
-                if not await builder.add((live.ino, index), data, chunk_id):
-                    item.dirty.sealing = False
-                    misfits += 1
-                    if builder.full or misfits >= _MISFITS:
-                        break
-                    continue
-                seen.add(chunk_id)
-            parcel.items.append((item, chunk_id))
         try:
+            await self._fill(parcel, builder, seen)
             if seen:
                 parcel.packs = await builder.finish(*await self._table(parcel))
         except BaseException:
@@ -273,6 +256,28 @@ class Uploader:
         self.state.pending_packs += len(parcel.packs)
         self._in_flight |= {chunk_id: [] for chunk_id in seen}
         return parcel
+
+    async def _fill(self, parcel: _Parcel, builder: RequestBuilder, seen: set[ChunkId]) -> None:
+        misfits = 0
+        for live, index in self._pick():
+            copied = await self._copy(live, index)
+            if copied is None:
+                continue
+            item, data = copied
+            chunk_id = await self._name(data)
+            if chunk_id in self._in_flight:  # another message brings it: sealing until then
+                item.dirty.sealing = True
+                self._in_flight[chunk_id].append(item.dirty)
+                continue
+            if chunk_id not in seen and not await self._is_known(chunk_id):
+                if not await builder.add((live.ino, index), data, chunk_id):
+                    misfits += 1
+                    if builder.full or misfits >= _MISFITS:
+                        break
+                    continue
+                seen.add(chunk_id)
+            item.dirty.sealing = True
+            parcel.items.append((item, chunk_id))
 
     async def _copy(self, live: Live, index: int) -> tuple[Uploaded, bytes] | None:
         """Copy a block, its base merged. None: it is gone, or can't be had now."""
@@ -289,7 +294,6 @@ class Uploader:
             self._failed(f"inode {live.ino} block {index} cannot be sent: {error}", pause=False)
             dirty.since_s = dirty.changed_s = self._clock()  # not now; the others go on
             return None
-        dirty.sealing = True
         return Uploaded(live, index, dirty, dirty.version, len(data)), data
 
     async def _name(self, data: bytes) -> ChunkId:

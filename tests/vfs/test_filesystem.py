@@ -11,8 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from stashcordfs.errors import FsError
+from stashcordfs.errors import FsError, StoreError
 from stashcordfs.types import ROOT_INO
+from stashcordfs.vfs import uploading
 from stashcordfs.vfs.uploading import UploadSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -302,3 +303,27 @@ async def test_equal_blocks_written_together_are_copied_once_each(
 
         assert copied <= 2 * 600
         assert v.store.puts == 1
+
+
+async def test_a_round_that_cannot_be_built_lets_its_blocks_go(
+    clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with volume(tmp_path, upload=False, settings=UploadSettings(delay_s=0.0)) as v:
+        first, second = await v.make(b"a", b"one"), await v.make(b"b", b"two")
+        add = uploading.RequestBuilder.add
+        calls = 0
+
+        async def failing(self, key, data, chunk_id):
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise StoreError("no room")
+            return await add(self, key, data, chunk_id)
+
+        monkeypatch.setattr(uploading.RequestBuilder, "add", failing)
+        with pytest.raises(StoreError):
+            await v.uploader._build()
+
+        lives = [v.blocks.live[ino] for ino in (first, second)]
+        assert [live.dirty[0].sealing for live in lives] == [False, False]
+        assert len((await v.uploader._build()).items) == 2
