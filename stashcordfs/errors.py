@@ -44,8 +44,12 @@ class FsError(StashcordError):
     """A POSIX outcome, by errno."""
 
     def __init__(self, errno: int, message: str = "") -> None:
-        super().__init__(message or os.strerror(errno))
+        super().__init__(message)
         self.errno = errno
+
+    def __str__(self) -> str:
+        """Made when asked for: most are answers to a program, and nobody reads their text."""
+        return super().__str__() or os.strerror(self.errno)
 
 
 class JournalError(StashcordError):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stashcordfs.ops.metrics import Metrics
     from stashcordfs.vfs.filesystem import FileSystem
 
-_PAGE_ENTRIES = 256
+_PAGE_ENTRIES = 64
 _RENAME_KNOWN = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE
 
 

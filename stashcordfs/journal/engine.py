@@ -47,7 +47,13 @@ class Engine(Protocol):
     def update_inode(self, attributes: Attributes) -> None:
         """Store an inode anew, whole."""
 
-    def delete_inode(self, ino: Ino) -> None:
+    def touch_folder(self, ino: Ino, now_ns: int, *, subfolders: int = 0) -> None:
+        """A name in the folder changed: mtime and ctime; a link for each subfolder more or less."""
+
+    def set_links(self, ino: Ino, nlink: int, now_ns: int) -> None:
+        """Store how many links an inode has, and its ctime."""
+
+    def delete_inode(self, found: Attributes) -> None:
         """Forget the inode with its link target and extended attributes."""
 
     def entry(self, parent: Ino, name: bytes) -> Attributes | None:

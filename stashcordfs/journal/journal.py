@@ -16,7 +16,7 @@ from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
 from stashcordfs.journal.outbox import Outbox
 from stashcordfs.journal.sqlite.database import Database
-from stashcordfs.journal.sqlite.engine import COLUMNS, SqliteEngine, to_attributes
+from stashcordfs.journal.sqlite.engine import SqliteEngine
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ class Journal(Outbox):
         return journal
 
     # ------------------------------------------------------------------ the group
+
+    def on_first_write(self, call: Callable[[], None]) -> None:
+        """Be told when a group has its first write, and so something to commit."""
+        self._db.written = call
 
     def commit(self) -> None:
         """Commit the open group: safe against a killed process."""
@@ -152,13 +156,7 @@ class Journal(Outbox):
         self, ino: Ino, after: int, limit: int
     ) -> list[tuple[int, bytes, Attributes]]:
         """At most `limit` entries with a cookie greater than `after`, in order."""
-        rows = self._db.all(
-            f"SELECT d.cookie, d.name, {COLUMNS} FROM dirents d"  # noqa: S608  constants
-            " CROSS JOIN inodes i ON i.ino = d.ino"
-            " WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie LIMIT ?",
-            (ino, after, limit),
-        )
-        return [(cookie, bytes(name), to_attributes(tuple(rest))) for cookie, name, *rest in rows]
+        return self._engine.entries(ino, after, limit)
 
     async def readlink(self, ino: Ino) -> bytes:
         """A symbolic link's target; EINVAL for anything else."""
@@ -203,9 +201,10 @@ class Journal(Outbox):
         parents = [parent for parent, _ in await self.names_of(ino)]
         return any(rules.is_within(self._engine, parent, ancestor) for parent in parents)
 
-    async def nameless(self) -> list[Ino]:
+    async def nameless(self) -> list[Attributes]:
         """Inodes that an earlier run left without a name."""
-        return [Ino(row[0]) for row in self._db.all("SELECT ino FROM inodes WHERE nlink = 0")]
+        rows = self._db.all("SELECT ino FROM inodes WHERE nlink = 0")
+        return [found for row in rows if (found := self._engine.inode(Ino(row[0])))]
 
     async def usage(self) -> tuple[int, int]:
         """How many inodes there are, and how many bytes the regular files hold."""
@@ -259,6 +258,7 @@ class Journal(Outbox):
             atime_ns=found.atime_ns if atime_ns is None else atime_ns,
             mtime_ns=found.mtime_ns if mtime_ns is None else mtime_ns,
             ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
+            blocks=found.blocks,
         )
         self._engine.update_inode(after)
         if after.size != found.size:
@@ -270,19 +270,35 @@ class Journal(Outbox):
         edge, cut = divmod(size, block_bytes)
         first = edge + bool(cut)
         with self._db.operation:
-            self._change(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
+            changed = self._change(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
+            self._db.run("DELETE FROM dirty WHERE ino = ? AND idx >= ?", (ino, first))
+            if not changed.blocks:
+                return  # nothing stored, so no chunk list
+            before = self._stored_from(ino, edge)
             if cut:
                 self._db.run(
                     "UPDATE chunk_list SET valid_length = min(valid_length, ?)"
                     " WHERE ino = ? AND idx = ?",
                     (cut, ino, edge),
                 )
-            self._db.run("DELETE FROM dirty WHERE ino = ? AND idx >= ?", (ino, first))
             self._db.run("DELETE FROM chunk_list WHERE ino = ? AND idx >= ?", (ino, first))
+            self._engine.add_stored(ino, self._stored_from(ino, edge) - before)
 
-    async def purge(self, ino: Ino) -> None:
-        """Forget an inode without a name, its chunk list in batches so that others get a turn."""
-        while True:
+    def _stored_from(self, ino: Ino, first: int) -> int:
+        row = self._db.one(
+            "SELECT coalesce(sum(valid_length), 0) FROM chunk_list WHERE ino = ? AND idx >= ?",
+            (ino, first),
+        )
+        assert row is not None
+        return int(row[0])
+
+    async def purge(self, found: Attributes, *, local: bool = True) -> None:
+        """Forget an inode without a name, its chunk list in batches so that others get a turn.
+
+        `local`: this machine may know dirty or cached blocks of it.
+        """
+        ino = found.ino
+        while found.blocks:
             with self._db.operation:
                 self._db.run(
                     "DELETE FROM chunk_list WHERE ino = ?1 AND idx IN"
@@ -294,9 +310,9 @@ class Journal(Outbox):
                 break
             await trio.lowlevel.checkpoint()
         with self._db.operation:
-            for table in ("dirty", "cached", "generations"):
+            for table in ("dirty", "cached", "generations") if local else ():
                 self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
-            self._engine.delete_inode(ino)
+            self._engine.delete_inode(found)
 
     # ------------------------------------------------------------------ extended attributes
 

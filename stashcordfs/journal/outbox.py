@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
@@ -24,6 +25,7 @@ WHERE l.ino = ? AND l.idx = ?
 # A chunk twice in one pack is the same bytes: its first place serves both.
 _INTENDED_CHUNK = "INSERT OR IGNORE INTO chunks VALUES (?,?,?,?,?,?,?,?)"
 
+_VALID = "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?"
 _REFER = """
 INSERT OR REPLACE INTO chunk_list
 SELECT ?1, ?2, c.id, ?4 FROM chunks c JOIN packs p ON p.id = c.pack
@@ -80,15 +82,17 @@ class Outbox:
         not be taken for uploaded then.
         """
         with self._db.operation:
+            grown: Counter[Ino] = Counter()
             for item in items:
+                ino, index, _, valid = item
+                before = self._db.one(_VALID, (ino, index))
                 self._db.run(_REFER, item)
-                if not self._db.changes() and self._engine.inode(item[0]) is not None:
-                    raise JournalError(f"block {item[1]} of inode {item[0]}: its chunk is unknown")
-
-    async def blocks_bytes(self, ino: Ino) -> int:
-        """How many bytes the chunk list holds, holes not counted."""
-        row = self._db.one("SELECT sum(valid_length) FROM chunk_list WHERE ino = ?", (ino,))
-        return int(row[0] or 0) if row else 0
+                if self._db.changes():
+                    grown[ino] += valid - (before[0] if before else 0)
+                elif self._engine.inode(ino) is not None:
+                    raise JournalError(f"block {index} of inode {ino}: its chunk is unknown")
+            for ino, shift in grown.items():
+                self._engine.add_stored(ino, shift)
 
     # ------------------------------------------------------------------ uploads
 

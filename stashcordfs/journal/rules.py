@@ -94,19 +94,13 @@ def create(
     if target is not None:
         engine.set_target(made.ino, target)
     engine.insert_entry(parent, name, made.ino)
-    _changed(engine, folder, now_ns, subfolders=made_folder)
+    engine.touch_folder(parent, now_ns, subfolders=int(made_folder))
     return made
-
-
-def _changed(engine: Engine, folder: Attributes, now_ns: int, *, subfolders: int = 0) -> None:
-    engine.update_inode(
-        replace(folder, mtime_ns=now_ns, ctime_ns=now_ns, nlink=folder.nlink + subfolders)
-    )
 
 
 def link(engine: Engine, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
     """Give an inode one more name. Folders have one only; a file without a name gets none."""
-    folder = _folder(engine, parent)
+    _folder(engine, parent)
     _check_name(name)
     found = engine.inode(ino)
     if found is None or found.nlink == 0:
@@ -117,42 +111,40 @@ def link(engine: Engine, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> 
         raise FsError(errno.EEXIST)
     if found.nlink >= LINK_MAX:
         raise FsError(errno.EMLINK)
-    found = replace(found, nlink=found.nlink + 1, ctime_ns=now_ns)
-    engine.update_inode(found)
+    engine.set_links(ino, found.nlink + 1, now_ns)
     engine.insert_entry(parent, name, ino)
-    _changed(engine, folder, now_ns)
-    return found
+    engine.touch_folder(parent, now_ns)
+    return replace(found, nlink=found.nlink + 1, ctime_ns=now_ns)
 
 
 def unlink(engine: Engine, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
     """Remove a name that is not a folder's. Returns what is left of the inode."""
-    folder = _folder(engine, parent)
+    _folder(engine, parent)
     found = _existing(engine, parent, name)
     if _is_folder(found):
         raise FsError(errno.EISDIR)
     engine.delete_entry(parent, name)
-    _changed(engine, folder, now_ns)
+    engine.touch_folder(parent, now_ns)
     return _lose_name(engine, found, now_ns)
 
 
 def rmdir(engine: Engine, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
     """Remove an empty folder. Returns what is left of it: no links."""
-    folder = _folder(engine, parent)
+    _folder(engine, parent)
     found = _existing(engine, parent, name)
     if not _is_folder(found):
         raise FsError(errno.ENOTDIR)
     if engine.has_entries(found.ino):
         raise FsError(errno.ENOTEMPTY)
     engine.delete_entry(parent, name)
-    _changed(engine, folder, now_ns, subfolders=-1)
+    engine.touch_folder(parent, now_ns, subfolders=-1)
     return _lose_name(engine, found, now_ns)
 
 
 def _lose_name(engine: Engine, found: Attributes, now_ns: int) -> Attributes:
     nlink = 0 if _is_folder(found) else found.nlink - 1
-    left = replace(found, nlink=nlink, ctime_ns=now_ns)
-    engine.update_inode(left)
-    return left
+    engine.set_links(found.ino, nlink, now_ns)
+    return replace(found, nlink=nlink, ctime_ns=now_ns)
 
 
 def rename(
@@ -188,11 +180,11 @@ def rename(
     else:
         engine.insert_entry(new_parent, new_name, moved.ino)
     engine.delete_entry(old_parent, old_name)
-    engine.update_inode(replace(moved, ctime_ns=now_ns))
+    engine.set_links(moved.ino, moved.nlink, now_ns)
     folder = int(_is_folder(moved))
     lost = int(target is not None and _is_folder(target))
-    _changed(engine, _folder(engine, old_parent), now_ns, subfolders=-folder)
-    _changed(engine, _folder(engine, new_parent), now_ns, subfolders=folder - lost)
+    engine.touch_folder(old_parent, now_ns, subfolders=-folder)
+    engine.touch_folder(new_parent, now_ns, subfolders=folder - lost)
     return None if target is None else _lose_name(engine, target, now_ns)
 
 
@@ -253,8 +245,8 @@ def _exchange(engine: Engine, one: Place, other: Place, now_ns: int) -> None:
         return
     engine.set_entry(old_parent, old_name, target.ino)
     engine.set_entry(new_parent, new_name, moved.ino)
-    engine.update_inode(replace(moved, ctime_ns=now_ns))
-    engine.update_inode(replace(target, ctime_ns=now_ns))
+    engine.set_links(moved.ino, moved.nlink, now_ns)
+    engine.set_links(target.ino, target.nlink, now_ns)
     shift = _is_folder(moved) - _is_folder(target)
-    _changed(engine, _folder(engine, old_parent), now_ns, subfolders=-shift)
-    _changed(engine, _folder(engine, new_parent), now_ns, subfolders=shift)
+    engine.touch_folder(old_parent, now_ns, subfolders=-shift)
+    engine.touch_folder(new_parent, now_ns, subfolders=shift)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.errors import FsError, LocalDiskError
-from stashcordfs.types import PAGE_BYTES, Ino
+from stashcordfs.types import PAGE_BYTES, Attributes, Ino
 from stashcordfs.vfs.live import Dirty, Live
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Blocks:
         self.reap = Reap()
         self.unsynced: set[Live] = set()
         self.fill: Callable[[Live, int], Awaitable[None]] = self._no_fill
+        self.on_dirty: Callable[[], None] = lambda: None  # the first block became dirty
         self._marks = marks
         self._clock = clock
         self._clean: OrderedDict[int, int] = OrderedDict()
@@ -113,6 +114,7 @@ class Blocks:
         self._version = 0
         self._version_end = 0
         self._progress = trio.Event()
+        self._waiters = 0
         self._since_free_check = _FREE_SPACE_EVERY_BYTES
         self.pressure = trio.Event()
 
@@ -126,7 +128,7 @@ class Blocks:
     async def load(self, *, power_lost: bool) -> None:
         """Take up what an earlier run left. `power_lost`: trust only what was synced."""
         self._generations = dict(await self.journal.local_generations())
-        on_disk = {key: size for key, size, _ in self.files.scan()}
+        on_disk = dict(self.files.scan())
         if power_lost:
             await self._load_synced(on_disk)
         else:
@@ -321,6 +323,8 @@ class Blocks:
         now = self._clock()
         dirty = Dirty(slot, version, 0, was_clean is not None or not base, base, now, now)
         live.dirty[index] = dirty
+        if not self.queue:
+            self.on_dirty()
         self.queue[key] = (live, index)
         self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
         self._charge(dirty)
@@ -359,15 +363,20 @@ class Blocks:
             if await self.evict(at_least=32 * self.block_bytes) and enough():
                 return
             self.pressure.set()
-            with trio.move_on_after(self.limits.deadline_s) as scope:
-                await self._progress.wait()
+            self._waiters += 1
+            try:
+                with trio.move_on_after(self.limits.deadline_s) as scope:
+                    await self._progress.wait()
+            finally:
+                self._waiters -= 1
             if scope.cancelled_caught:
                 raise FsError(errno.ENOSPC, "the cache is full of data that Discord does not have")
 
     def progressed(self) -> None:
         """Tell waiting writers that something was uploaded or freed."""
-        self._progress.set()
-        self._progress = trio.Event()
+        if self._waiters:
+            self._progress.set()
+            self._progress = trio.Event()
 
     # ------------------------------------------------------------------ base, fetch, clean
 
@@ -500,9 +509,10 @@ class Blocks:
             live.dirty[edge] = new
             self._charge(new)
         first = edge + bool(cut)
-        for key in await self.journal.cached_beyond(live.ino, first):
+        beyond = await self.journal.cached_beyond(live.ino, first)
+        for key in beyond:
             self.used_bytes -= self._clean.pop(key, 0)
-            await self.journal.cached_remove([key])
+        await self.journal.cached_remove(beyond)
 
     def _drop_dirty(self, live: Live, index: int) -> None:
         dirty = live.dirty.pop(index)
@@ -519,8 +529,9 @@ class Blocks:
         self._generations[live.ino] = live.generation
         await self.journal.set_local_generation(live.ino, live.generation)
 
-    async def purge(self, ino: Ino) -> None:
+    async def purge(self, found: Attributes) -> None:
         """The inode is no more: everything local goes after the next sync of the journal."""
+        ino = found.ino
         live = self.live.pop(ino, None)
         generation = self._generations.pop(ino, 0)
         if live is not None:
@@ -528,12 +539,12 @@ class Blocks:
             self.unsynced.discard(live)
             for index in list(live.dirty):
                 self._drop_dirty(live, index)
-        for key in await self.journal.cached_beyond(ino, 0):
-            self.used_bytes -= self._clean.pop(key, 0)
-            await self.journal.cached_remove([key])
-        if self.files.exists((ino, generation)):
+        local = self.files.exists((ino, generation))
+        if local:  # without it nothing of the inode is cached or dirty
+            for key in await self.journal.cached_beyond(ino, 0):
+                self.used_bytes -= self._clean.pop(key, 0)
             self.reap.files.append((ino, generation))
-        await self.journal.purge(ino)
+        await self.journal.purge(found, local=local or bool(generation))
         self.progressed()
 
     def reap_now(self, reap: Reap) -> None:

@@ -7,7 +7,7 @@ Order of an fsync, which is the whole point of this module (each step needs the 
 3. the journal: commit of the group, `fdatasync` of the WAL, one for all who wait.
 
 A timer does the same for everything at least every `sync_every_s`; another commits the group
-every `commit_every_s`, which bounds what a killed process can lose.
+`commit_every_s` after its first change, which bounds what a killed process can lose.
 """
 
 from __future__ import annotations
@@ -44,10 +44,16 @@ class Durability:
         self._commit_every_s = commit_every_s
         self._sync_every_s = sync_every_s
         self._resized: set[Live] = set()
+        self._wanted = trio.Event()
+        journal.on_first_write(self._want_commit)
+
+    def _want_commit(self) -> None:
+        self._wanted.set()
 
     def resized(self, live: Live) -> None:
         """A write changed the size: the next commit carries it to the journal."""
         self._resized.add(live)
+        self._want_commit()
 
     async def carry_sizes(self) -> None:
         """Write the sizes that changed in memory to the journal's open group."""
@@ -107,9 +113,11 @@ class Durability:
         blocks.reap_now(reap)
 
     async def run_commits(self) -> None:
-        """Commit the group every `commit_every_s`."""
+        """Commit each group `commit_every_s` after its first change: an idle mount sleeps."""
         while True:
+            await self._wanted.wait()
             await trio.sleep(self._commit_every_s)
+            self._wanted = trio.Event()
             await self.commit()
 
     async def run_syncs(self) -> None:

@@ -164,13 +164,13 @@ class FileSystem:
         if live is not None and live.handles:
             live.nameless = True
         else:
-            await self._purge(attributes.ino, attributes.size)
+            await self._purge(attributes)
 
-    async def _purge(self, ino: Ino, size: int) -> None:
-        if size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes:
-            self._nursery.start_soon(self._blocks.purge, ino)  # in batches, off this request
+    async def _purge(self, found: Attributes) -> None:
+        if found.size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes:
+            self._nursery.start_soon(self._blocks.purge, found)  # in batches, off this request
         else:
-            await self._blocks.purge(ino)
+            await self._blocks.purge(found)
 
     # ------------------------------------------------------------------ attributes
 
@@ -186,12 +186,10 @@ class FileSystem:
         size = found.size if live is None else live.size
         if not size:
             return found if found.size == size else replace(found, size=size, blocks=0)
-        used = await self._journal.blocks_bytes(found.ino)
-        if live is not None:
-            used += sum(
-                d.pages.bit_count() * PAGE_BYTES for d in live.dirty.values() if not d.base_valid
-            )
-        return replace(found, size=size, blocks=-(-used // 512))
+        if live is None:
+            return found
+        fresh = sum(d.pages.bit_count() for d in live.dirty.values() if not d.base_valid)
+        return replace(found, size=size, blocks=found.blocks + fresh * (PAGE_BYTES // 512))
 
     async def setattr(
         self,
@@ -302,7 +300,7 @@ class FileSystem:
         live.handles -= 1
         live.writers -= handle.writable
         if live.nameless and not live.handles:
-            await self._purge(live.ino, live.size)
+            await self._purge(await self._journal.getattr(live.ino))
         else:
             self._blocks.leave(live)
 

@@ -16,6 +16,7 @@ blocks of that intent stay dirty and are not sent again.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -119,6 +120,7 @@ class Uploader:
         self._changed = trio.Event()
         self._backoff_s = 0.0
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
+        blocks.on_dirty = self.wake
 
     # ------------------------------------------------------------------ asking
 
@@ -196,6 +198,8 @@ class Uploader:
         now = self._clock()
         if self.state.paused_until_s > now:
             return self.state.paused_until_s - now
+        if not self._blocks.queue:
+            return math.inf
         waiting = 0
         soonest = 1.0  # looked at once a second: a block's due time moves while it is written
         for live, index in self._blocks.queue.values():

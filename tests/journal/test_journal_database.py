@@ -19,6 +19,7 @@ from stashcordfs.journal.sqlite import schema
 from stashcordfs.types import ROOT_INO
 
 FILE = stat.S_IFREG | 0o644
+DATA = Path(__file__).parents[1] / "data"
 
 
 async def make(journal, name):
@@ -48,7 +49,8 @@ async def test_a_killed_process_keeps_what_was_committed(journal, tmp_path):
     left.close()
 
 
-async def test_a_group_commits_by_itself_after_64_operations(journal, tmp_path):
+async def test_a_full_group_commits_by_itself(journal, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GROUP_OPERATIONS", 64)
     for n in range(70):
         await make(journal, b"%02d" % n)
     left = await killed(journal, tmp_path)
@@ -58,7 +60,7 @@ async def test_a_group_commits_by_itself_after_64_operations(journal, tmp_path):
 
 async def test_a_failure_half_way_undoes_its_operation_alone(journal, monkeypatch):
     await make(journal, b"a")
-    monkeypatch.setattr(journal._engine, "update_inode", lambda _: 1 / 0)
+    monkeypatch.setattr(journal._engine, "touch_folder", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await make(journal, b"b")
     monkeypatch.undo()
@@ -68,7 +70,7 @@ async def test_a_failure_half_way_undoes_its_operation_alone(journal, monkeypatc
 
 
 async def test_a_reservation_that_was_rolled_back_gives_no_number_twice(journal, monkeypatch):
-    monkeypatch.setattr(journal._engine, "update_inode", lambda _: 1 / 0)
+    monkeypatch.setattr(journal._engine, "touch_folder", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         await make(journal, b"a")
     monkeypatch.undo()
@@ -79,12 +81,12 @@ async def test_a_reservation_that_was_rolled_back_gives_no_number_twice(journal,
 async def test_a_lost_group_stops_all_writing(journal, monkeypatch):
     await make(journal, b"a")
 
-    def full(_):
+    def full(*_, **__):
         journal._db.run("ROLLBACK")  # as SQLite may, by itself
         raise LocalDiskError(errno.ENOSPC)
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal._engine, "update_inode", full)
+        patch.setattr(journal._engine, "touch_folder", full)
         with pytest.raises(LocalDiskError, check=lambda e: e.errno == errno.ENOSPC):
             await make(journal, b"b")
     for call in (make(journal, b"b"), journal.wal_sync()):
@@ -253,13 +255,14 @@ def test_a_newer_journal_is_refused(journal, tmp_path):
 async def test_a_migration_keeps_a_copy_that_holds_the_wal_too(journal, tmp_path, monkeypatch):
     await make(journal, b"a")
     journal.commit()  # in the WAL alone
-    monkeypatch.setattr(schema, "VERSION", 2)
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE more (x)"))
+    now = schema.VERSION
+    monkeypatch.setattr(schema, "VERSION", now + 1)
+    monkeypatch.setitem(schema.MIGRATIONS, now, "CREATE TABLE more (x)")
     migrated = reopen(tmp_path / "journal.sqlite")
     assert migrated._db.all("SELECT * FROM more") == []
     migrated.close()
     monkeypatch.undo()
-    kept = tmp_path / "journal.before-2"
+    kept = tmp_path / f"journal.before-{now + 1}"
     assert kept.stat().st_mode & 0o777 == 0o600
     old = reopen(kept)
     assert await old.lookup(ROOT_INO, b"a") is not None
@@ -267,14 +270,51 @@ async def test_a_migration_keeps_a_copy_that_holds_the_wal_too(journal, tmp_path
 
 
 async def test_a_migration_that_fails_changes_nothing(journal, tmp_path, monkeypatch):
-    monkeypatch.setattr(schema, "VERSION", 2)
+    now = schema.VERSION
+    monkeypatch.setattr(schema, "VERSION", now + 1)
     broken = "CREATE TABLE more (x); CREATE TABLE more (x)"
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+    monkeypatch.setitem(schema.MIGRATIONS, now, broken)
     with pytest.raises(JournalError):
         reopen(tmp_path / "journal.sqlite")
     monkeypatch.undo()
-    assert journal._db._connection.pragma("user_version") == 1
+    assert journal._db._connection.pragma("user_version") == now
     assert journal._db.all("SELECT name FROM sqlite_schema WHERE name = 'more'") == []
+
+
+def _schema(path):
+    database = apsw.Connection(str(path))
+    found = database.execute("SELECT type, name, sql FROM sqlite_schema ORDER BY name").fetchall()
+    columns = {
+        name: database.execute("SELECT * FROM pragma_table_xinfo(?)", (name,)).fetchall()
+        for _, name, _ in found
+    }
+    database.close()
+    return {(kind, name) for kind, name, _ in found}, columns
+
+
+def test_a_journal_of_version_1_becomes_what_a_new_one_is(tmp_path):
+    old = tmp_path / "old.sqlite"
+    database = apsw.Connection(str(old))
+    database.execute((DATA / "journal-v1.sql").read_text())
+    database.pragma("user_version", 1)
+    database.pragma("application_id", schema.APPLICATION_ID)
+    database.execute(
+        "INSERT INTO inodes VALUES (1, 16877, 2, 0, 0, 0, 0, 5, 5, 5);"
+        "INSERT INTO inodes VALUES (9, 33188, 1, 0, 0, 0, 30, 5, 5, 5);"
+        "INSERT INTO dirents VALUES (1, 17, x'62', 9), (1, 16, x'63', 9);"
+        "INSERT INTO chunk_list VALUES (9, 0, 4, 20), (9, 1, 5, 10); ANALYZE"
+    )
+    database.close()
+
+    migrated = reopen(old)
+    entries = migrated._engine.entries(ROOT_INO, 0, 9)
+    migrated.close()
+    Journal.create(tmp_path / "new.sqlite", clock_ns=lambda: 0, uid=0, gid=0).close()
+
+    assert [(cookie, name, found.size, found.blocks) for cookie, name, found in entries] == [
+        (16, b"c", 30, 1), (17, b"b", 30, 1),
+    ]  # fmt: skip
+    assert _schema(old) == _schema(tmp_path / "new.sqlite")
 
 
 # ---------------------------------------------------------------------- plans
@@ -294,7 +334,6 @@ async def test_every_statement_of_a_running_journal_uses_an_index(journal, monke
     await journal.paths_of(made.ino)
     await journal.chunk_at(made.ino, 0)
     await journal.find_chunk(b"c" * 32)
-    await journal.blocks_bytes(made.ino)
     await journal.truncate(made.ino, 10, 100, 1)
     await journal.abandon_intent(1)
     await journal.cached_beyond(made.ino, 1)
@@ -302,7 +341,7 @@ async def test_every_statement_of_a_running_journal_uses_an_index(journal, monke
     await journal.nameless()
     for name in (b"b", b"c"):
         await journal.unlink(ROOT_INO, name, now_ns=1)
-    await journal.purge(made.ino)
+    await journal.purge(made)
     seen.add((outbox._REFER, (made.ino, 0, b"c" * 32, 1)))
     monkeypatch.undo()
     explained = 0

@@ -198,7 +198,7 @@ class Tree(RuleBasedStateMachine):
             names = {name: child.ino for name, child in node.children.items()}
             assert {name: a.ino for _, name, a in listed} == names
         nameless = {n.ino for n in self.model.nodes if not n.nlink}
-        assert set(self.ask(self.journal.nameless())) == nameless
+        assert {left.ino for left in self.ask(self.journal.nameless())} == nameless
 
 
 TestTree = Tree.TestCase

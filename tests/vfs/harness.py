@@ -114,8 +114,8 @@ async def volume(
         limits=CacheLimits(cache_bytes, 0, dirty_bytes, deadline_s),
         clock=trio.current_time,
     )
-    for ino in await journal.nameless():
-        await journal.purge(ino)
+    for left in await journal.nameless():
+        await journal.purge(left)
     await blocks.load(power_lost=power_lost)
     async with trio.open_nursery() as nursery:
         reader = Reader(

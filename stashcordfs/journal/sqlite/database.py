@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GROUP_OPERATIONS = 64
+GROUP_OPERATIONS = 512
 _CHECKPOINT_PAGES = 1000  # a WAL under 4 MiB is left alone
 
 
@@ -95,14 +95,14 @@ class Database:
             self._connection.pragma("wal_autocheckpoint", 0)
             self._connection.pragma("cache_size", -16_000)  # KiB
             self._migrate(create=create)
-            # Not by apsw's hook for every connection: it writes, and would meet the writer's lock.
-            self._connection.pragma("optimize", 0x10002)
         except apsw.Error as error:
             raise JournalError(f"the journal {path} cannot be opened: {error}") from error
         self.operation = _Operation(self)
         self.rollbacks = 0
         self.undone: Callable[[], None] | None = None  # called after writes were rolled back
+        self.written: Callable[[], None] | None = None  # called at a group's first write
         self._open = False
+        self._written = False
         self._operations = 0
         self._commits = 0
         self._synced = 0
@@ -118,11 +118,16 @@ class Database:
         schema.check_version(found)
         if 0 < found < schema.VERSION:
             self._copy(self.path.with_suffix(f".before-{schema.VERSION}"))
-        for step in range(found, schema.VERSION):
-            with self._connection:
-                self._connection.execute(schema.MIGRATIONS[step])
-                self._connection.pragma("user_version", step + 1)
-                self._connection.pragma("application_id", schema.APPLICATION_ID)
+        steps = (
+            [schema.SCHEMA]
+            if create
+            else [schema.MIGRATIONS[n] for n in range(found, schema.VERSION)]
+        )
+        with self._connection:
+            for step in steps:
+                self._connection.execute(step)
+            self._connection.pragma("user_version", schema.VERSION)
+            self._connection.pragma("application_id", schema.APPLICATION_ID)
 
     def _copy(self, target: Path) -> None:
         """By SQLite, as the WAL may hold what the database file does not. Whole, or not there."""
@@ -143,6 +148,8 @@ class Database:
 
     def one(self, sql: str, bindings: Sequence[Any] = ()) -> tuple[Any, ...] | None:
         """The first row, or None."""
+        if not self._open:
+            self._start()
         try:
             return self._execute(sql, bindings).fetchone()
         except apsw.Error as error:
@@ -150,6 +157,8 @@ class Database:
 
     def all(self, sql: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows."""
+        if not self._open:
+            self._start()
         try:
             return self._execute(sql, bindings).fetchall()
         except apsw.Error as error:
@@ -165,13 +174,24 @@ class Database:
 
     # ------------------------------------------------------------------ the group
 
+    def _start(self) -> None:
+        """Open the group. Reading needs one too: else each query takes and drops the WAL's lock.
+
+        Deferred: the first write makes it a writer's, which nobody contends for.
+        """
+        self.run("BEGIN")
+        self._open = True
+
     def begin(self) -> None:
-        """Open the group transaction if there is none."""
+        """Open the group for writing."""
         if self._poison is not None:
             raise self._poison
         if not self._open:
-            self.run("BEGIN IMMEDIATE")
-            self._open = True
+            self._start()
+        if not self._written:
+            self._written = True
+            if self.written is not None:
+                self.written()
 
     def undo(self, *, wrote: bool) -> None:
         """Take back the operation under way; the group's others stay.
@@ -190,7 +210,7 @@ class Database:
     def _lost(self) -> bool:
         if not self._open or self._connection.in_transaction:
             return False
-        self._open = False
+        self._open = self._written = False
         self._operations = 0
         self._poison = LocalDiskError(errno.EIO, "journal: a group of changes was lost; mount anew")
         log.error("%s", self._poison)
@@ -214,9 +234,9 @@ class Database:
                 self.rollbacks += 1
                 self._lost()
                 raise
-            self._open = False
+            self._commits += self._written
+            self._open = self._written = False
             self._operations = 0
-            self._commits += 1
 
     async def sync(self) -> None:
         """Commit; return when all commits so far are on the disk. One fdatasync for all who wait.
@@ -259,6 +279,7 @@ class Database:
 
     async def checkpoint(self) -> None:
         """Copy a long WAL back into the database, by a second connection in a thread."""
+        self.commit()  # an open read holds back what may be copied, and the WAL's new start
         await trio.to_thread.run_sync(self._checkpoint)
 
     def _checkpoint(self) -> None:

@@ -10,15 +10,18 @@ from stashcordfs.types import ROOT_INO, Attributes, Ino
 if TYPE_CHECKING:
     from stashcordfs.journal.sqlite.database import Database
 
-COLUMNS = "i.ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns"
+_BLOCK = 512  # st_blocks counts in these
+_COLUMNS = "ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns, stored"
 _AS_STORED = "ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns"
 _NUMBERS_AT_ONCE = 4096
 
 
-def to_attributes(row: tuple[int, ...]) -> Attributes:
-    """An inode from `COLUMNS`."""
-    ino, *rest = row
-    return Attributes(Ino(ino), *rest)
+def _to_attributes(row: tuple[int, ...]) -> Attributes:
+    ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns, stored = row
+    return Attributes(
+        Ino(ino), mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns,
+        -(-stored // _BLOCK),
+    )  # fmt: skip
 
 
 class Counter:
@@ -81,8 +84,8 @@ class SqliteEngine:
 
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None."""
-        row = self._db.one(f"SELECT {COLUMNS} FROM inodes i WHERE ino = ?", (ino,))  # noqa: S608  constants
-        return None if row is None else to_attributes(row)
+        row = self._db.one(f"SELECT {_COLUMNS} FROM inodes WHERE ino = ?", (ino,))  # noqa: S608  constants
+        return None if row is None else _to_attributes(row)
 
     def new_ino(self) -> Ino:
         """A number never used before."""
@@ -118,12 +121,28 @@ class SqliteEngine:
         if stat.S_ISREG(found.mode):
             self.bytes += size - found.size
 
-    def delete_inode(self, ino: Ino) -> None:
+    def touch_folder(self, ino: Ino, now_ns: int, *, subfolders: int = 0) -> None:
+        """A name in the folder changed: mtime and ctime; a link for each subfolder more or less."""
+        self._db.run(
+            "UPDATE inodes SET mtime_ns=?1, ctime_ns=?1, nlink=nlink+?2 WHERE ino=?3",
+            (now_ns, subfolders, ino),
+        )
+
+    def set_links(self, ino: Ino, nlink: int, now_ns: int) -> None:
+        """Store how many links an inode has, and its ctime."""
+        self._db.run("UPDATE inodes SET nlink=?, ctime_ns=? WHERE ino=?", (nlink, now_ns, ino))
+
+    def add_stored(self, ino: Ino, shift: int) -> None:
+        """The chunk list has so many bytes more, or less."""
+        if shift:
+            self._db.run("UPDATE inodes SET stored = stored + ? WHERE ino = ?", (shift, ino))
+
+    def delete_inode(self, found: Attributes) -> None:
         """Forget the inode with its link target and extended attributes."""
-        found = self.inode(ino)
-        if found is None:
-            return
+        ino = found.ino
         self._db.run("DELETE FROM inodes WHERE ino = ?", (ino,))
+        if not self._db.changes():
+            return  # done before
         self._db.run("DELETE FROM xattrs WHERE ino = ?", (ino,))
         if stat.S_ISLNK(found.mode):
             self._db.run("DELETE FROM symlinks WHERE ino = ?", (ino,))
@@ -133,17 +152,22 @@ class SqliteEngine:
 
     def entry(self, parent: Ino, name: bytes) -> Attributes | None:
         """The inode that a name leads to."""
-        # CROSS JOIN keeps SQLite's planner from starting at `inodes`, which it may think small.
-        row = self._db.one(
-            f"SELECT {COLUMNS} FROM dirents d CROSS JOIN inodes i ON i.ino = d.ino"  # noqa: S608
-            " WHERE d.parent = ? AND d.name = ?",
-            (parent, name),
+        # Two point queries cost less than one join, and leave the planner nothing to choose.
+        row = self._db.one("SELECT ino FROM dirents WHERE parent = ? AND name = ?", (parent, name))
+        return None if row is None else self.inode(Ino(row[0]))
+
+    def entries(self, parent: Ino, after: int, limit: int) -> list[tuple[int, bytes, Attributes]]:
+        """At most `limit` entries with a cookie greater than `after`, in order."""
+        rows = self._db.all(
+            "SELECT cookie, name, ino FROM dirents INDEXED BY dirents_order"
+            " WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT ?",
+            (parent, after, limit),
         )
-        return None if row is None else to_attributes(row)
+        return [(cookie, name, found) for cookie, name, ino in rows if (found := self.inode(ino))]
 
     def insert_entry(self, parent: Ino, name: bytes, ino: Ino) -> None:
         """Store a name, after all others of its folder."""
-        self._db.run("INSERT INTO dirents VALUES (?,?,?,?)", (parent, self.ids.take(), name, ino))
+        self._db.run("INSERT INTO dirents VALUES (?,?,?,?)", (parent, name, self.ids.take(), ino))
 
     def delete_entry(self, parent: Ino, name: bytes) -> None:
         """Remove a name."""

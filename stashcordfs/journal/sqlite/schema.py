@@ -4,6 +4,9 @@ Two kinds of tables. *Replicated* ones are the volume: what segments and checkpo
 Discord (session extension: primary keys never null, no triggers, no foreign-key actions). *Local*
 ones are this machine's alone. Integers named `ino`, `cookie` or `id` come from counters and are
 never used twice; times are in ns since the epoch.
+
+There is no ANALYZE: its figures of a young journal made the planner scan whole tables once the
+journal had grown. Statements leave the planner no choice instead, and a test reads their plans.
 """
 
 from __future__ import annotations
@@ -11,26 +14,29 @@ from __future__ import annotations
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 1
+VERSION = 2
 
 REPLICATED = """
 -- One row a fact about the volume.
 CREATE TABLE volume (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- One row an inode. nlink 0: without a name, purged when its last handle closes or at the start.
+-- `stored` is the sum of the chunk list's valid lengths, kept with it: `ls` asks for it each time.
 CREATE TABLE inodes (
     ino INTEGER NOT NULL PRIMARY KEY,
     mode INTEGER NOT NULL, nlink INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     rdev INTEGER NOT NULL, size INTEGER NOT NULL,
-    atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL);
+    atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
+    stored INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX inodes_nameless ON inodes (ino) WHERE nlink = 0;
 
 -- One row a name. `cookie` orders a folder's entries for readdir: it grows, so that a listing goes
--- on rightly while names come and go. Cookies below 16 are kept for "." and "..".
+-- on rightly while names come and go. Cookies below 16 are kept for "." and "..". A look-up is one
+-- search of the primary key; as that is part of every index, the other two cover their questions.
 CREATE TABLE dirents (
-    parent INTEGER NOT NULL, cookie INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
-    PRIMARY KEY (parent, cookie)) WITHOUT ROWID;
-CREATE UNIQUE INDEX dirents_name ON dirents (parent, name);
+    parent INTEGER NOT NULL, name BLOB NOT NULL, cookie INTEGER NOT NULL, ino INTEGER NOT NULL,
+    PRIMARY KEY (parent, name)) WITHOUT ROWID;
+CREATE INDEX dirents_order ON dirents (parent, cookie, ino);
 CREATE INDEX dirents_ino ON dirents (ino);
 
 -- A symbolic link's target, at most 4095 bytes.
@@ -89,8 +95,28 @@ CREATE TABLE cached (
     ino INTEGER NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (ino, idx)) WITHOUT ROWID;
 """
 
-# Step n leads from version n to n + 1. Version 0 is an empty file.
-MIGRATIONS: tuple[str, ...] = (REPLICATED + LOCAL,)
+SCHEMA = REPLICATED + LOCAL
+
+# From version n to n + 1. A new journal is made by SCHEMA at once; a test holds the two together.
+MIGRATIONS: dict[int, str] = {
+    1: """
+    CREATE TABLE dirents_2 (
+        parent INTEGER NOT NULL, name BLOB NOT NULL, cookie INTEGER NOT NULL, ino INTEGER NOT NULL,
+        PRIMARY KEY (parent, name)) WITHOUT ROWID;
+    INSERT INTO dirents_2 SELECT parent, name, cookie, ino FROM dirents;
+    DROP TABLE dirents;
+    ALTER TABLE dirents_2 RENAME TO dirents;
+    CREATE INDEX dirents_order ON dirents (parent, cookie, ino);
+    CREATE INDEX dirents_ino ON dirents (ino);
+    ALTER TABLE inodes ADD COLUMN stored INTEGER NOT NULL DEFAULT 0;
+    UPDATE inodes SET stored = l.bytes
+        FROM (SELECT ino, sum(valid_length) AS bytes FROM chunk_list GROUP BY ino) AS l
+        WHERE l.ino = inodes.ino;
+    -- What ANALYZE had gathered.
+    DROP TABLE IF EXISTS sqlite_stat1;
+    DROP TABLE IF EXISTS sqlite_stat4;
+    """,
+}
 
 
 def check_version(found: int) -> None:
