@@ -4,10 +4,11 @@ A truncation to nothing starts a new generation, so that the old bytes can stay 
 says durably that they are not needed, while new ones are written. Holes are made by
 `fallocate(FALLOC_FL_PUNCH_HOLE)`. Descriptors are kept in a bounded LRU.
 
-A removed file is emptied and kept as a spare for the next one: ext4 passes over inodes that were
-deleted in the last minute or more (`recently_deleted` in fs/ext4/ialloc.c), one by one, so that
-making files after removing many cost 0.5 ms each, twenty times the usual. A spare that a power cut
-leaves under a new name with old bytes is harmless: only what was synced there afterwards counts.
+A removed file is emptied and kept as a spare for the next one, and further spares are made ahead in
+a thread: ext4 passes over inodes that were deleted in the last minute or more (`recently_deleted`
+in fs/ext4/ialloc.c), one by one, so that making a file after many were removed, by anybody, costs
+0.5 ms, twenty times the usual. A spare that a power cut leaves under a new name with old bytes is
+harmless: only what was synced there afterwards counts.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from stashcordfs.errors import LocalDiskError
 from stashcordfs.types import Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02  # linux/falloc.h
-_SPARES = 4096
+_SPARES_MOST, _SPARES_MADE, _SPARES_LOW = 4096, 1024, 512
 _SPARE_FOLDER = "spare"
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -61,6 +62,7 @@ class LocalFiles:
         self._root = str(root)
         self._open: _Descriptors = _Descriptors(maxsize=max_open)
         self._there: set[int] = set()  # so that nobody asks the disk for a file that is not there
+        self.on_low_spares: Callable[[], None] = lambda: None
         self._spares: list[str] = []
         self._spares_made = 0
         try:
@@ -94,6 +96,8 @@ class LocalFiles:
             return os.open(path, flags)
         if self._spares:
             os.rename(self._spares.pop(), path)  # noqa: PTH104  see `path`
+            if len(self._spares) == _SPARES_LOW:
+                self.on_low_spares()
         fd = os.open(path, flags | os.O_CREAT, 0o600)
         self._there.add(_packed(key))
         return fd
@@ -156,9 +160,9 @@ class LocalFiles:
             if fd is None:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             os.ftruncate(fd, 0)
-            if len(self._spares) < _SPARES:
+            if len(self._spares) < _SPARES_MOST:
                 self._spares_made += 1
-                spare = f"{self._root}/{_SPARE_FOLDER}/{self._spares_made:x}"
+                spare = self._spare(self._spares_made)
                 os.rename(path, spare)  # noqa: PTH104  see `path`
                 self._spares.append(spare)
             else:
@@ -171,6 +175,30 @@ class LocalFiles:
             if fd is not None:
                 os.close(fd)
         self._there.discard(_packed(key))
+
+    def spares_wanted(self) -> list[str]:
+        """Names of the spares that should be made ahead; empty while there are enough."""
+        if len(self._spares) > _SPARES_LOW:
+            return []
+        first = self._spares_made + 1
+        self._spares_made += _SPARES_MADE - len(self._spares)
+        return [self._spare(number) for number in range(first, self._spares_made + 1)]
+
+    @staticmethod
+    def make_spares(names: list[str]) -> None:
+        """Make these files. For a worker thread: it blocks."""
+        try:
+            for name in names:
+                os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise _local(error, "create") from error
+
+    def add_spares(self, names: list[str]) -> None:
+        """Take up what `make_spares` has made."""
+        self._spares.extend(names)
+
+    def _spare(self, number: int) -> str:
+        return f"{self._root}/{_SPARE_FOLDER}/{number:x}"
 
     def scan(self) -> Iterator[tuple[FileKey, int]]:
         """Every file with its length in bytes."""

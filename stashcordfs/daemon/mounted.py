@@ -291,6 +291,7 @@ async def _serve(
             parts.durability.run_commits,
             parts.durability.run_syncs,
             parts.uploader.run,
+            parts.blocks.run_spares,
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

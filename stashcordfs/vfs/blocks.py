@@ -547,6 +547,21 @@ class Blocks:
         await self.journal.purge(found, local=local or bool(generation))
         self.progressed()
 
+    async def run_spares(self) -> None:
+        """Make local files ahead, for ever: see `cache.files`."""
+        low = trio.Event()
+
+        def tell() -> None:
+            low.set()
+
+        self.files.on_low_spares = tell
+        while True:
+            if names := self.files.spares_wanted():
+                await trio.to_thread.run_sync(self.files.make_spares, names)
+                self.files.add_spares(names)
+            await low.wait()
+            low = trio.Event()
+
     def reap_now(self, reap: Reap) -> None:
         """Destroy what `reap` names. The journal that makes it right has been synced."""
         for slot in reap.slots:

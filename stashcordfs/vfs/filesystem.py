@@ -189,7 +189,11 @@ class FileSystem:
         if live is None:
             return found
         fresh = sum(d.pages.bit_count() for d in live.dirty.values() if not d.base_valid)
-        return replace(found, size=size, blocks=found.blocks + fresh * (PAGE_BYTES // 512))
+        return Attributes(  # dataclasses.replace takes five times as long
+            found.ino, found.mode, found.nlink, found.uid, found.gid, found.rdev, size,
+            found.atime_ns, found.mtime_ns, found.ctime_ns,
+            found.blocks + fresh * (PAGE_BYTES // 512),
+        )  # fmt: skip
 
     async def setattr(
         self,

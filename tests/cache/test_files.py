@@ -120,3 +120,26 @@ def test_a_full_disk_gives_enospc(tmp_path: Path) -> None:
 def test_free_space_is_the_disks(files: LocalFiles) -> None:
     assert files.free_bytes() > 0
     files.close()
+
+
+def test_removed_files_and_files_made_ahead_serve_the_next_ones(files: LocalFiles) -> None:
+    files.write(KEY, 0, b"old")
+    number = Path(files.path(KEY)).stat().st_ino
+    files.remove(KEY)
+    assert not files.exists(KEY)
+    assert not Path(files.path(KEY)).exists()
+    other = (Ino(9), 0)
+    files.write(other, 2, b"new")
+    assert Path(files.path(other)).stat().st_ino == number
+    assert files.read(other, 0, 5) == b"\0\0new"
+
+    wanted = files.spares_wanted()
+    files.make_spares(wanted)
+    files.add_spares(wanted)
+    assert files.spares_wanted() == []
+    low: list[bool] = []
+    files.on_low_spares = lambda: low.append(True)
+    for ino in range(100, 100 + len(wanted)):
+        files.write((Ino(ino), 0), 0, b"x")
+    assert low == [True]
+    assert [key for key, _ in files.scan()].count((Ino(100), 0)) == 1
