@@ -261,6 +261,11 @@ class Settings:
     )
     read_ahead_bytes: int = _setting(16 * MIB, _size(0, GIB), "largest read-ahead of one file")
     upload_concurrency: int = _setting(2, _integer(1, 16), "messages on their way at once")
+    settle_delay_s: float = _setting(
+        20.0,
+        _number(0.1, 300),
+        "time between the listings that settle an upload whose answer was lost",
+    )
     metrics_port: int = _setting(
         0, _integer(0, 65535), "loopback port of /metrics and /health; 0: off"
     )

@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from stashcordfs.cache.files import LocalFiles
 from stashcordfs.cache.marks import Mark, Marks
+from stashcordfs.cache.sums import agrees, sums_of, units_around
 
-__all__ = ["LocalFiles", "Mark", "Marks"]
+__all__ = ["LocalFiles", "Mark", "Marks", "agrees", "sums_of", "units_around"]

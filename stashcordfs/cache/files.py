@@ -146,6 +146,21 @@ class LocalFiles:
             code = ctypes.get_errno()
             raise _local(OSError(code, os.strerror(code)), "punch")
 
+    def data_ranges(self, key: FileKey, start: int, stop: int) -> list[tuple[int, int]]:
+        """Where between `start` and `stop` the file has data, not holes (lseek(2), SEEK_DATA)."""
+        fd = self.descriptor(key)
+        found: list[tuple[int, int]] = []
+        try:
+            while start < stop:
+                first = os.lseek(fd, start, os.SEEK_DATA)
+                start = min(os.lseek(fd, first, os.SEEK_HOLE), stop)
+                if first < stop:
+                    found.append((first, start))
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # no data beyond
+                raise _local(error, "seek") from error
+        return found
+
     def exists(self, key: FileKey) -> bool:
         """Whether there is a local file, without making one."""
         return _packed(key) in self._there

@@ -111,7 +111,7 @@ class Control:
     def _progress(self) -> dict[str, object]:
         state = self._parts.uploader.state
         return {
-            "pending_bytes": self._parts.blocks.dirty_bytes,
+            "pending_bytes": self._parts.blocks.room.dirty_bytes,
             "pending_packs": state.pending_packs,
             "uploaded_bytes": state.uploaded_bytes,
             "last_error": self._parts.report.last_error,
@@ -138,7 +138,7 @@ class Control:
         with trio.move_on_after(_DRAIN_ON_SIGNAL_S):
             async for _ in self._drain({}):
                 pass
-        if left := self._parts.blocks.dirty_bytes:
+        if left := self._parts.blocks.room.dirty_bytes:
             log.warning("stopping with %d bytes unsent; the next mount goes on", left)
         self._session.stop()
 
@@ -161,8 +161,8 @@ class Control:
     def _render(self) -> bytes:
         """The gauges are read when they are asked for: nothing is counted twice."""
         parts, metrics = self._parts, self._metrics
-        metrics.cache_bytes.set(parts.blocks.used_bytes)
-        metrics.dirty_bytes.set(parts.blocks.dirty_bytes)
+        metrics.cache_bytes.set(parts.blocks.room.used_bytes)
+        metrics.dirty_bytes.set(parts.blocks.room.dirty_bytes)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state

@@ -13,36 +13,38 @@ import gc
 import logging
 import os
 import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.cache import LocalFiles, Marks
 from stashcordfs.config import load_settings
+from stashcordfs.daemon.assembly import Options, assembled
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.provision import Token, open_keys, open_store
 from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
 from stashcordfs.fuse.session import Session
-from stashcordfs.journal import Journal
 from stashcordfs.ops.logging import set_level
 from stashcordfs.ops.metrics import Metrics
 from stashcordfs.ops.notify import Notifier
-from stashcordfs.vfs.blocks import Blocks, CacheLimits
-from stashcordfs.vfs.durability import Durability
-from stashcordfs.vfs.filesystem import FileSystem
-from stashcordfs.vfs.reading import Reader
-from stashcordfs.vfs.uploading import Uploader, UploadSettings
+from stashcordfs.vfs.room import CacheLimits
+from stashcordfs.vfs.uploading import UploadSettings
 from stashcordfs.volumes import VolumeDir
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from stashcordfs.config import Settings
+    from stashcordfs.journal import Journal
+    from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.filesystem import FileSystem
+    from stashcordfs.vfs.settling import Settler
+    from stashcordfs.vfs.uploading import Uploader
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +74,9 @@ class Parts:
     name: str
     mountpoint: Path
     settings: Settings
-    journal: Journal
     blocks: Blocks
     uploader: Uploader
+    settler: Settler
     durability: Durability
     filesystem: FileSystem
     stats: ClientStats
@@ -94,7 +96,7 @@ class Parts:
             "pid": os.getpid(),
             "mountpoint": str(self.mountpoint),
             "uptime_s": round(time.time() - self.started_at, 1),
-            "dirty_bytes": self.blocks.dirty_bytes,
+            "dirty_bytes": self.blocks.room.dirty_bytes,
             "dirty_blocks": len(self.blocks.queue),
             "pending_packs": self.uploader.state.pending_packs,
             "uploaded_bytes": self.uploader.state.uploaded_bytes,
@@ -103,7 +105,7 @@ class Parts:
             "rate_limited": self.stats.rate_limited,
             "bytes_sent": self.stats.bytes_sent,
             "bytes_received": self.stats.bytes_received,
-            "cache_bytes": self.blocks.used_bytes,
+            "cache_bytes": self.blocks.room.used_bytes,
             "cached_blocks": self.blocks.clean_blocks,
             "upload_failures": self.uploader.state.failures,
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
@@ -118,7 +120,7 @@ class Parts:
             self.report(f"settings not reloaded: {error}")
             return
         set_level(new.log_level)
-        self.blocks.limits = cache_limits(new)
+        self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
         if new.token is not None:
             self.token.replace(new.token.reveal())
@@ -189,83 +191,52 @@ async def _main(
 ) -> None:
     record = volume.read_record()
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
-    async with AsyncExitStack() as stack:
-        report = Report()
-        stats = ClientStats()
-        token = Token(settings)
-        store = await stack.enter_async_context(open_store(token, record, stats))
-        journal = Journal.open(volume.journal_path, clock_ns=time.time_ns)
-        stack.callback(journal.close)
-        files = LocalFiles(volume.blocks_path)
-        stack.callback(files.close)
-        marks = Marks(volume.path / "marks.map", record.block_size)
-        stack.callback(marks.close)
-        blocks = Blocks(
-            files=files,
-            marks=marks,
-            journal=journal,
-            block_bytes=record.block_size,
-            limits=cache_limits(settings),
+    report = Report()
+    stats = ClientStats()
+    token = Token(settings)
+    chosen = Options(
+        block_bytes=record.block_size,
+        limits=cache_limits(settings),
+        upload=upload_settings(settings),
+        read_ahead_bytes=settings.read_ahead_bytes,
+        deadline_s=settings.network_deadline_s,
+        max_file_bytes=settings.max_file_bytes,
+        settle_delay_s=settings.settle_delay_s,
+        noatime=bool(options.get("noatime")),
+    )
+    async with (
+        open_store(token, record, stats) as store,
+        assembled(
+            volume.path,
+            chosen,
+            store=store,
+            keys=keys,
             clock=trio.current_time,
+            now_ns=time.time_ns,
+            power_lost=partial(_power_was_lost, volume.path),
+            report=report,
+        ) as assembly,
+    ):
+        parts = Parts(
+            volume.name,
+            mountpoint,
+            settings,
+            assembly.blocks,
+            assembly.uploader,
+            assembly.settler,
+            assembly.durability,
+            assembly.filesystem,
+            stats,
+            token,
+            report,
+            assembly.nursery,
         )
-        for left in await journal.nameless():
-            await journal.purge(left)
-        await blocks.load(power_lost=await _power_was_lost(journal))
-        await journal.wal_sync()
-        async with trio.open_nursery() as nursery:
-            reader = Reader(
-                blocks=blocks,
-                journal=journal,
-                store=store,
-                keys=keys,
-                nursery=nursery,
-                read_ahead_bytes=settings.read_ahead_bytes,
-                deadline_s=settings.network_deadline_s,
-                report=report,
-            )
-            uploader = Uploader(
-                blocks=blocks,
-                journal=journal,
-                store=store,
-                keys=keys,
-                settings=upload_settings(settings),
-                clock=trio.current_time,
-                report=report,
-            )
-            durability = Durability(blocks=blocks, journal=journal)
-            filesystem = FileSystem(
-                journal=journal,
-                blocks=blocks,
-                reader=reader,
-                uploader=uploader,
-                durability=durability,
-                nursery=nursery,
-                now_ns=time.time_ns,
-                max_file_bytes=settings.max_file_bytes,
-                noatime=bool(options.get("noatime")),
-            )
-            parts = Parts(
-                volume.name,
-                mountpoint,
-                settings,
-                journal,
-                blocks,
-                uploader,
-                durability,
-                filesystem,
-                stats,
-                token,
-                report,
-                nursery,
-            )
-            await _serve(parts, volume, options, ready, nursery)
-            nursery.cancel_scope.cancel()
-        await durability.sync()
-        await journal.set_local("clean_boot_id", _boot_id())
-        await journal.wal_sync()
-        await journal.checkpoint()
-    unsent = parts.blocks.dirty_bytes
-    log.info("unmounted volume=%s left_bytes=%d", volume.name, unsent)
+        await _serve(parts, volume, options, ready, assembly.nursery)
+        await assembly.durability.sync()
+        await assembly.journal.set_local("clean_ground", _ground(volume.path))
+        await assembly.journal.wal_sync()
+        await assembly.journal.checkpoint()
+    log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
 
 
 async def _serve(
@@ -291,6 +262,7 @@ async def _serve(
             parts.durability.run_commits,
             parts.durability.run_syncs,
             parts.uploader.run,
+            parts.settler.run_watch,
             parts.blocks.run_spares,
         ):
             nursery.start_soon(_supervise, parts, task)
@@ -328,15 +300,22 @@ async def _supervise(parts: Parts, task: Callable[[], Awaitable[None]]) -> None:
         delay_s = min(delay_s * 2, _LONGEST_RESTART_S)
 
 
-def _boot_id() -> str:
-    return _BOOT_ID.read_text(encoding="ascii").strip()
+def _ground(folder: Path) -> str:
+    """What local data that was not synced stands on: this boot, and this mount of the disk."""
+    descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    try:
+        told = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
+    finally:
+        os.close(descriptor)
+    mount = next(line.split()[1] for line in told.splitlines() if line.startswith("mnt_id:"))
+    return f"{_BOOT_ID.read_text(encoding='ascii').strip()} {mount}"
 
 
-async def _power_was_lost(journal: Journal) -> bool:
-    """Whether this is another boot than the last one seen, and that one did not end cleanly."""
-    boot = _boot_id()
-    last = await journal.get_local("boot_id")
-    clean = await journal.get_local("clean_boot_id")
-    await journal.set_local("boot_id", boot)
-    await journal.set_local("clean_boot_id", "")
-    return last is not None and last not in (boot, clean)
+async def _power_was_lost(folder: Path, journal: Journal) -> bool:
+    """Whether the last run stood on another ground than this one, and did not end cleanly."""
+    ground = _ground(folder)
+    last = await journal.get_local("ground")
+    clean = await journal.get_local("clean_ground")
+    await journal.set_local("ground", ground)
+    await journal.set_local("clean_ground", "")
+    return last is not None and last not in (ground, clean)

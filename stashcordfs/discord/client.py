@@ -55,6 +55,7 @@ _REFRESH_AT_ONCE = 50
 _BULK_DELETE = range(2, 101)
 _YOUNG_S = 10.0
 _OLD_S = 14 * 86_400.0
+_NONCE_SAFE_S = 120.0  # the documentation says: a few minutes
 _EDIT_OLD_S = 3600.0
 
 
@@ -337,7 +338,7 @@ class DiscordClient:
                     raise chain.final(error) from error
                 raise
             now = self._clock()
-            chain = chain or policy.Chain(call, deadline=now + 4 * self._timeout_s)
+            chain = chain or policy.Chain(call, deadline=now + self._repeats_for(call))
             try:
                 delay = chain.judge(outcome, now, jitter=random.uniform(0.75, 1.25))
             except DiscordUnavailable as error:
@@ -355,6 +356,11 @@ class DiscordClient:
                     outcome.status if isinstance(outcome, wire.Answer) else outcome.reason,
                 )
             await trio.sleep(delay)
+
+    def _repeats_for(self, call: policy.Call) -> float:
+        """Seconds from the first failure; a create only while its nonce is surely remembered."""
+        longest = 4 * self._timeout_s
+        return min(longest, _NONCE_SAFE_S) if call.creates else longest
 
     async def _blame_size(self, error: DiscordUnavailable) -> None:
         """Large uploads broke off again and again: if small requests pass, the size is to blame.

@@ -24,12 +24,12 @@ class ChunkEntry:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An upload whose outcome is not in the journal yet: names of its packs by object id."""
+    """An upload whose outcome is not in the journal yet: its packs' names and sizes by id."""
 
     id: int
     nonce: str
     after_message: int
-    packs: dict[ObjectId, str]
+    packs: dict[ObjectId, tuple[str, int]]
 
 
 class Engine(Protocol):

@@ -156,6 +156,28 @@ class Outbox:
             self._db.run(f"DELETE FROM packs WHERE id IN ({doomed})", (intent,))  # noqa: S608
             self._forget_intent(intent)
 
+    async def watch(self, names: Iterable[str], after_message: int) -> None:
+        """Attachments that may still appear, though their upload was given up."""
+        with self._db.operation:
+            for name in names:
+                self._db.run(
+                    "INSERT OR REPLACE INTO watched VALUES (?,?,?)",
+                    (name, after_message, self._clock_ns()),
+                )
+
+    async def watched(self) -> list[tuple[str, int, int]]:
+        """Their names, a message id before theirs, and when they were given up, in ns."""
+        return [
+            (name, after, at)
+            for name, after, at in self._db.all("SELECT * FROM watched ORDER BY given_up_ns")
+        ]
+
+    async def unwatch(self, names: Iterable[str]) -> None:
+        """They were deleted, or will not come any more."""
+        with self._db.operation:
+            for name in names:
+                self._db.run("DELETE FROM watched WHERE filename = ?", (name,))
+
     async def open_intents(self) -> list[Intent]:
         """Uploads whose outcome the journal does not know, oldest first."""
         found = []
@@ -163,12 +185,13 @@ class Outbox:
             "SELECT id, nonce, after_message FROM intents ORDER BY id"
         ):
             packs = self._db.all(
-                "SELECT p.object_id, p.filename FROM intent_packs i JOIN packs p ON p.id = i.pack"
+                "SELECT p.object_id, p.filename, p.size FROM intent_packs i"
+                " JOIN packs p ON p.id = i.pack"
                 " WHERE i.intent = ?",
                 (intent,),
             )
-            names = {ObjectId(bytes(oid)): name for oid, name in packs}
-            found.append(Intent(intent, nonce, after, names))
+            wanted = {ObjectId(bytes(oid)): (name, size) for oid, name, size in packs}
+            found.append(Intent(intent, nonce, after, wanted))
         return found
 
     # ------------------------------------------------------------------ what is only here
@@ -206,13 +229,24 @@ class Outbox:
         with self._db.operation:
             self._db.run("INSERT OR REPLACE INTO generations VALUES (?,?)", (ino, generation))
 
-    async def cached_add(self, keys: Iterable[int]) -> None:
-        """Blocks (`ino << 32 | index`) of which every byte is in the local file."""
+    async def cached_add(self, key: int, length: int = 0, sums: bytes = b"") -> None:
+        """A block (`ino << 32 | index`) of which every byte is in the local file.
+
+        A clean one with the checksums of its first `length` bytes.
+        """
         with self._db.operation:
-            for key in keys:
-                self._db.run(
-                    "INSERT OR IGNORE INTO cached VALUES (?,?)", (key >> 32, key & 0xFFFFFFFF)
-                )
+            self._db.run(
+                "INSERT OR REPLACE INTO cached VALUES (?,?,?,?)",
+                (key >> 32, key & 0xFFFFFFFF, length, sums),
+            )
+
+    async def cached_sums(self, key: int) -> tuple[int, bytes] | None:
+        """How many bytes of a cached block have checksums, and these."""
+        row = self._db.one(
+            "SELECT length, sums FROM cached WHERE ino = ? AND idx = ?",
+            (key >> 32, key & 0xFFFFFFFF),
+        )
+        return None if row is None else (row[0], row[1])
 
     async def cached_remove(self, keys: Iterable[int]) -> None:
         """Forget that these blocks are here."""
@@ -222,9 +256,10 @@ class Outbox:
                     "DELETE FROM cached WHERE ino = ? AND idx = ?", (key >> 32, key & 0xFFFFFFFF)
                 )
 
-    async def cached_all(self) -> list[int]:
-        """Every block that is here whole."""
-        return [ino << 32 | n for ino, n in self._db.all("SELECT ino, idx FROM cached")]
+    async def cached_all(self) -> list[tuple[int, int]]:
+        """Every block that is here whole, and how many of its bytes have checksums."""
+        rows = self._db.all("SELECT ino, idx, length FROM cached")
+        return [(ino << 32 | n, length) for ino, n, length in rows]
 
     async def cached_beyond(self, ino: Ino, first: int) -> list[int]:
         """Blocks of an inode that are here whole, from an index on."""

@@ -18,6 +18,7 @@ from stashcordfs.discord.links import LinkLeases
 from stashcordfs.discord.models import snowflake_time
 from stashcordfs.errors import (
     AccessDenied,
+    DiscordError,
     DiscordRefused,
     LinkExpired,
     NotFound,
@@ -91,7 +92,12 @@ class DiscordStore:
             raise
         finally:
             self._busy[channel] -= 1
-        return self._locate(message, [(pack.filename, pack.size) for pack in packs])
+        try:
+            return self._locate(message, [(pack.filename, pack.size) for pack in packs])
+        except ObjectCorrupt:  # what is not as it was sent must not stay
+            with suppress(DiscordError):
+                await self._client.delete_message(message.channel_id, message.id)
+            raise
 
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
         """Exactly these bytes, by a leased link; a refused link is renewed once."""

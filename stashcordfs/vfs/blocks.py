@@ -17,60 +17,39 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
+from stashcordfs.cache import agrees, sums_of, units_around
 from stashcordfs.errors import FsError, LocalDiskError
 from stashcordfs.types import PAGE_BYTES, Attributes, Ino
 from stashcordfs.vfs.live import Dirty, Live
+from stashcordfs.vfs.table import BlockTable, clean_key, page_mask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from stashcordfs.cache import LocalFiles, Marks
     from stashcordfs.journal import Journal
+    from stashcordfs.vfs.room import CacheLimits
+
+__all__ = ["Blocks", "Reap", "Uploaded"]
 
 log = logging.getLogger(__name__)
-
-_VERSIONS_AT_ONCE = 1 << 20
-_FREE_SPACE_EVERY_BYTES = 64 << 20
-
-
-def _round(length: int) -> int:
-    return -(-length // PAGE_BYTES) * PAGE_BYTES
-
-
-def _mask(first: int, last: int) -> int:
-    return ((1 << (last - first + 1)) - 1) << first
-
-
-def clean_key(ino: int, index: int) -> int:
-    """One integer for a block: cheaper than a tuple in a table of many thousands."""
-    return ino << 32 | index
-
-
-@dataclass(frozen=True, slots=True)
-class CacheLimits:
-    """Bounds of the block cache in bytes; how long a write waits without any progress, in s."""
-
-    max_bytes: int
-    min_free_bytes: int
-    dirty_bytes: int
-    deadline_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A block as it was copied for an upload: its version then, and how many bytes are valid."""
+    """A block as it was copied for an upload: its version then, its bytes' count and checksums."""
 
     live: Live
     index: int
     dirty: Dirty
     version: int
     valid: int
+    sums: bytes
 
 
 @dataclass(slots=True)
@@ -81,7 +60,7 @@ class Reap:
     slots: list[int] = field(default_factory=list)
 
 
-class Blocks:
+class Blocks(BlockTable):
     """Owner of all blocks' states. Lives on the event loop; no method is for another thread."""
 
     def __init__(
@@ -95,176 +74,73 @@ class Blocks:
         clock: Callable[[], float],
     ) -> None:
         """Take the collaborators; `load` must run before anything else."""
-        self.files = files
-        self.journal = journal
-        self.block_bytes = block_bytes
-        self.limits = limits
-        self.used_bytes = 0
-        self.dirty_bytes = 0
-        self.live: dict[Ino, Live] = {}
-        self.queue: OrderedDict[int, tuple[Live, int]] = OrderedDict()  # dirty, oldest first
+        super().__init__(
+            files=files,
+            marks=marks,
+            journal=journal,
+            block_bytes=block_bytes,
+            limits=limits,
+            clock=clock,
+        )
         self.reap = Reap()
-        self.unsynced: set[Live] = set()
+        self.rotten = 0  # clean blocks that were not what their checksums say
         self.fill: Callable[[Live, int], Awaitable[None]] = self._no_fill
         self.on_dirty: Callable[[], None] = lambda: None  # the first block became dirty
-        self._marks = marks
-        self._clock = clock
-        self._clean: OrderedDict[int, int] = OrderedDict()
-        self._generations: dict[Ino, int] = {}
-        self._version = 0
-        self._version_end = 0
-        self._progress = trio.Event()
-        self._waiters = 0
-        self._since_free_check = _FREE_SPACE_EVERY_BYTES
-        self.pressure = trio.Event()
 
     @staticmethod
     async def _no_fill(live: Live, index: int) -> None:
         msg = f"no reader to fill block {index} of inode {live.ino}"
         raise FsError(errno.EIO, msg)
 
-    # ------------------------------------------------------------------ start
+    # ------------------------------------------------------------------ reading
 
-    async def load(self, *, power_lost: bool) -> None:
-        """Take up what an earlier run left. `power_lost`: trust only what was synced."""
-        self._generations = dict(await self.journal.local_generations())
-        on_disk = dict(self.files.scan())
-        if power_lost:
-            await self._load_synced(on_disk)
-        else:
-            await self._load_marked(on_disk)
-        await self._load_clean(on_disk, trust=not power_lost)
-        wanted = {live.key for live in self.live.values()}
-        wanted |= {self._file_of(Ino(key >> 32)) for key in self._clean}
-        for key in on_disk.keys() - wanted:
-            self.files.remove(key)
+    async def read(self, live: Live, index: int, start: int, stop: int) -> bytes | None:
+        """Bytes `start` to `stop` of a block; None when they are not all here. LocalDiskError.
 
-    def _file_of(self, ino: Ino) -> tuple[Ino, int]:
-        return (ino, self._generations.get(ino, 0))
-
-    async def _load_marked(self, on_disk: dict[tuple[Ino, int], int]) -> None:
-        cached = set(await self.journal.cached_all())
-        for mark in sorted(self._marks, key=lambda mark: mark.version, reverse=True):
-            key = (mark.ino, mark.generation)
-            live = await self.enter(mark.ino, required=False)
-            if (
-                live is None
-                or mark.index in live.dirty  # a newer mark of the same block
-                or key not in on_disk
-                or live.generation != mark.generation
-                or mark.index * self.block_bytes >= live.size
-            ):
-                self._marks.release(mark.slot)
-                continue
-            await self._adopt(
-                live, mark.index, mark.slot, mark.pages,
-                whole=clean_key(mark.ino, mark.index) in cached,
-            )  # fmt: skip
-        self._forget_idle()
-
-    async def _load_synced(self, on_disk: dict[tuple[Ino, int], int]) -> None:
-        for mark in list(self._marks):
-            self._marks.release(mark.slot)
-        for ino, index, pages in await self.journal.all_dirty():
-            live = await self.enter(ino, required=False)
-            if live is None or live.key not in on_disk or index * self.block_bytes >= live.size:
-                continue
-            slot = self._marks.claim(
-                ino, live.generation, index, await self._next_version(), pages=pages
-            )
-            await self._adopt(live, index, slot, pages, whole=False)
-        self._forget_idle()
-
-    async def _adopt(self, live: Live, index: int, slot: int, pages: int, *, whole: bool) -> None:
-        entry = await self.journal.chunk_at(live.ino, index)
-        valid = entry.valid_length if entry else 0
-        now = self._clock()
-        version = await self._next_version()
-        dirty = Dirty(slot, version, pages, whole or not valid, valid, now, now)
-        self._marks.update(slot, version, pages)
-        # The size may be behind the last write by one group commit: what lies beyond it goes,
-        # and what is missing up to it reads as zeros.
-        self.files.resize(live.key, live.size)
-        live.dirty[index] = dirty
-        self.queue[clean_key(live.ino, index)] = (live, index)
-        self.unsynced.add(live)
-        self._charge(dirty)
-
-    async def _load_clean(self, on_disk: dict[tuple[Ino, int], int], *, trust: bool) -> None:
-        for key in list(await self.journal.cached_all()):
-            ino, index = Ino(key >> 32), key & 0xFFFFFFFF
-            entry = await self.journal.chunk_at(ino, index) if trust else None
-            file = self._file_of(ino)
-            length = entry.valid_length if entry else 0
-            if not length or on_disk.get(file, 0) < index * self.block_bytes + length:
-                await self.journal.cached_remove([key])
-            elif not self._is_dirty(ino, index):
-                self._add_clean(key, length)
-
-    def _is_dirty(self, ino: Ino, index: int) -> bool:
-        live = self.live.get(ino)
-        return live is not None and index in live.dirty
-
-    # ------------------------------------------------------------------ live inodes
-
-    async def enter(self, ino: Ino, *, required: bool = True) -> Live | None:
-        """The live inode, made from the journal when it is not in memory. ENOENT if required."""
-        live = self.live.get(ino)
-        if live is None:
-            try:
-                attributes = await self.journal.getattr(ino)
-            except FsError:
-                if required:
-                    raise
-                return None
-            live = Live(ino, attributes.size, self._generations.get(ino, 0))
-            self.live[ino] = live
-        return live
-
-    def leave(self, live: Live) -> None:
-        """Drop it from memory if nothing needs it there."""
-        if not (live.handles or live.dirty or live.size_changed) and not live.nameless:
-            self.live.pop(live.ino, None)
-            self.unsynced.discard(live)
-
-    def _forget_idle(self) -> None:
-        for live in list(self.live.values()):
-            self.leave(live)
-
-    # ------------------------------------------------------------------ looking
-
-    def present(self, live: Live, index: int, start: int = 0, stop: int | None = None) -> bool:
-        """Whether bytes `start` to `stop` of the block can be read from the local file."""
-        dirty = live.dirty.get(index)
-        if dirty is None:
-            key = clean_key(live.ino, index)
-            if key in self._clean:
-                self._clean.move_to_end(key)
-                return True
-            return False
-        if dirty.whole:
-            return True
-        last = ((stop or self.block_bytes) - 1) // PAGE_BYTES
-        need = _mask(start // PAGE_BYTES, last)
-        return dirty.pages & need == need
-
-    def snapshot(self, live: Live, index: int) -> bytes:
-        """A copy of the whole block, cut at the file's end. The block must be whole."""
+        A clean block is checked: what has rotted, or cannot be read, is forgotten and thus fetched
+        anew. Of a dirty block this machine has the only copy: there a fault is a fault.
+        """
+        if not self.present(live, index, start, stop):
+            return None
         at = index * self.block_bytes
-        length = min(self.block_bytes, live.size - at)
-        self.files.grow(live.key, at + length)
-        return self.files.read(live.key, at, length)
+        if index in live.dirty:
+            return self.files.read(live.key, at + start, stop - start)
+        data = await self._read_clean(live, index, start, stop)
+        if data is None:
+            self.rotten += 1
+            log.warning("cached block damaged, fetching anew ino=%d index=%d", live.ino, index)
+            await self._forget_clean([clean_key(live.ino, index)])
+        return data
 
-    @property
-    def clean_blocks(self) -> int:
-        """How many blocks are cached and clean."""
-        return len(self._clean)
+    async def _read_clean(self, live: Live, index: int, start: int, stop: int) -> bytes | None:
+        row = await self.journal.cached_sums(clean_key(live.ino, index))
+        if row is None:
+            return None
+        length, sums = row
+        if start >= length:
+            return bytes(stop - start)
+        first, last = units_around(start, min(stop, length), length)
+        try:
+            data = self.files.read(live.key, index * self.block_bytes + first, last - first)
+        except LocalDiskError as error:
+            log.warning("cached block unreadable: %s", error)
+            return None
+        if not agrees(data, first, sums):
+            return None
+        if first == start and last == stop:
+            return data
+        return data[start - first : stop - first].ljust(stop - start, b"\0")
+
+    async def _forget_clean(self, keys: list[int]) -> None:
+        for key in keys:
+            self.room.used_bytes -= self._clean.pop(key, 0)
+        await self.journal.cached_remove(keys)
 
     # ------------------------------------------------------------------ writing
 
     async def write(self, live: Live, offset: int, data: bytes) -> None:
         """Put bytes into the local file, marked first. Waits for room; ENOSPC if none comes."""
-        await self._room(len(data))
+        await self.room.for_write(max(len(data), self.block_bytes))
         view = memoryview(data)
         while view:
             index, start = divmod(offset, self.block_bytes)
@@ -275,8 +151,6 @@ class Blocks:
             if offset > live.size:
                 live.size = offset
                 live.size_changed = True
-        if self.used_bytes > self.limits.max_bytes:
-            await self.evict()
 
     async def _write_block(self, live: Live, index: int, start: int, data: memoryview) -> None:
         stop = start + len(data)
@@ -286,7 +160,7 @@ class Blocks:
         if not dirty.whole and self._cuts_a_page(dirty, start, stop):
             await self.fill(live, index)
             dirty = live.dirty.get(index) or await self._make_dirty(live, index)
-        pages = dirty.pages | _mask(start // PAGE_BYTES, (stop - 1) // PAGE_BYTES)
+        pages = dirty.pages | page_mask(start // PAGE_BYTES, (stop - 1) // PAGE_BYTES)
         version = await self._next_version()
         before = dirty.pages
         self._marks.update(dirty.slot, version, pages)
@@ -301,7 +175,6 @@ class Blocks:
         dirty.changed_s = self._clock()
         self._charge(dirty)
         self.unsynced.add(live)
-        self._since_free_check += len(data)
 
     def _cuts_a_page(self, dirty: Dirty, start: int, stop: int) -> bool:
         """Whether an edge of the write lies inside a page whose other bytes only the base has."""
@@ -317,7 +190,7 @@ class Blocks:
         base = entry.valid_length if entry else 0
         was_clean = self._clean.pop(key, None)
         if was_clean is not None:
-            self.used_bytes -= was_clean
+            self.room.used_bytes -= was_clean
         version = await self._next_version()
         slot = self._marks.claim(live.ino, live.generation, index, version)
         now = self._clock()
@@ -329,54 +202,6 @@ class Blocks:
         self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
         self._charge(dirty)
         return dirty
-
-    def _charge(self, dirty: Dirty) -> None:
-        charge = dirty.pages.bit_count() * PAGE_BYTES
-        if dirty.whole:
-            charge = max(charge, _round(dirty.base_valid))
-        self.used_bytes += charge - dirty.charge
-        self.dirty_bytes += charge - dirty.charge
-        dirty.charge = charge
-
-    async def _next_version(self) -> int:
-        if self._version >= self._version_end:
-            self._version = await self.journal.reserve_versions(_VERSIONS_AT_ONCE)
-            self._version_end = self._version + _VERSIONS_AT_ONCE
-        self._version += 1
-        return self._version
-
-    async def _room(self, length: int) -> None:
-        """Wait while the dirty budget is used up and uploading or evicting makes progress."""
-        if self._since_free_check >= _FREE_SPACE_EVERY_BYTES:
-            self._since_free_check = 0
-            if self.files.free_bytes() < self.limits.min_free_bytes + length:
-                self._since_free_check = _FREE_SPACE_EVERY_BYTES
-                await self._wait_for(self._has_free_space)
-        if self.dirty_bytes + length > self.limits.dirty_bytes:
-            await self._wait_for(lambda: self.dirty_bytes + length <= self.limits.dirty_bytes)
-
-    def _has_free_space(self) -> bool:
-        return self.files.free_bytes() >= self.limits.min_free_bytes
-
-    async def _wait_for(self, enough: Callable[[], bool]) -> None:
-        while not enough():
-            if await self.evict(at_least=32 * self.block_bytes) and enough():
-                return
-            self.pressure.set()
-            self._waiters += 1
-            try:
-                with trio.move_on_after(self.limits.deadline_s) as scope:
-                    await self._progress.wait()
-            finally:
-                self._waiters -= 1
-            if scope.cancelled_caught:
-                raise FsError(errno.ENOSPC, "the cache is full of data that Discord does not have")
-
-    def progressed(self) -> None:
-        """Tell waiting writers that something was uploaded or freed."""
-        if self._waiters:
-            self._progress.set()
-            self._progress = trio.Event()
 
     # ------------------------------------------------------------------ base, fetch, clean
 
@@ -392,25 +217,28 @@ class Blocks:
                 start = page * PAGE_BYTES
                 self.files.write(live.key, at + start, plain[start : start + PAGE_BYTES])
         dirty.whole = True
-        await self.journal.cached_add([clean_key(live.ino, index)])
+        await self.journal.cached_add(clean_key(live.ino, index))
         self._charge(dirty)
 
-    async def add_clean(self, live: Live, index: int, plain: bytes) -> None:
-        """Keep a fetched block. The caller has checked that it is still what the journal says."""
+    async def add_clean(self, live: Live, index: int, plain: bytes, sums: bytes) -> bool:
+        """Keep a fetched block, if there is room. It must still be what the journal says."""
         at = index * self.block_bytes
-        room = max(0, min(self.block_bytes, live.size - at))
-        self.files.write(live.key, at, plain[:room].ljust(room, b"\0"))
-        self.files.grow(live.key, live.size)
+        length = max(0, min(len(plain), live.size - at))
+        if not await self.room.for_clean(length):
+            return False
+        if length != len(plain):
+            plain = plain[:length]
+            sums = sums_of(plain)
+        try:
+            self.files.write(live.key, at, plain)
+            self.files.grow(live.key, live.size)
+        except LocalDiskError as error:
+            log.warning("a fetched block is not kept: %s", error)
+            return False
         key = clean_key(live.ino, index)
-        self._add_clean(key, room)
-        await self.journal.cached_add([key])
-        if self.used_bytes > self.limits.max_bytes:
-            await self.evict()
-
-    def _add_clean(self, key: int, length: int) -> None:
-        charge = _round(length)
-        self.used_bytes += charge - self._clean.get(key, 0)
-        self._clean[key] = charge
+        self._add_clean(key, length)
+        await self.journal.cached_add(key, length, sums)
+        return True
 
     async def uploaded(self, items: Iterable[Uploaded]) -> None:
         """Blocks whose new chunk the journal refers to, durably."""
@@ -428,25 +256,25 @@ class Blocks:
                 continue
             del live.dirty[index]
             self.queue.pop(key, None)
-            self.used_bytes -= dirty.charge
-            self.dirty_bytes -= dirty.charge
-            self._add_clean(key, valid)
-            await self.journal.cached_add([key])
+            self.room.used_bytes -= dirty.charge
+            self.room.dirty_bytes -= dirty.charge
+            if live.sync_failed is None:
+                self._add_clean(key, valid)
+                await self.journal.cached_add(key, valid, item.sums)
+            elif not live.dirty:
+                live.sync_failed = None  # Discord has all of it now
             self._marks.release(dirty.slot)
             self.leave(live)
-        self.progressed()
-        if self.used_bytes > self.limits.max_bytes:
-            await self.evict()
+        self.room.progressed()
 
     # ------------------------------------------------------------------ destroying
 
-    async def evict(self, *, at_least: int = 0) -> int:
+    async def evict(self, at_least: int) -> int:
         """Give back local space of clean blocks, least recently used first. Returns bytes freed."""
-        want = max(at_least, self.used_bytes - self.limits.max_bytes * 19 // 20)
         victims: list[int] = []
         freed = 0
         for key, charge in self._clean.items():
-            if freed >= want:
+            if freed >= at_least:
                 break
             victims.append(key)
             freed += charge
@@ -456,7 +284,7 @@ class Blocks:
         await self.journal.cached_remove(victims)
         self.journal.commit()
         for key in victims:
-            self.used_bytes -= self._clean.pop(key)
+            self.room.used_bytes -= self._clean.pop(key)
             self._punch(Ino(key >> 32), key & 0xFFFFFFFF)
         return freed
 
@@ -492,14 +320,14 @@ class Blocks:
             if self.files.size(live.key) > live.size:  # a write may have come in meanwhile
                 self.files.resize(live.key, live.size)
         self.leave(live)
-        self.progressed()
+        self.room.progressed()
 
     async def _forget_beyond(self, live: Live, size: int) -> None:
         edge, cut = divmod(size, self.block_bytes)
         for index in [i for i in live.dirty if i > edge or (i == edge and not cut)]:
             self._drop_dirty(live, index)
         if cut and (old := live.dirty.pop(edge, None)):
-            pages = old.pages & _mask(0, (cut - 1) // PAGE_BYTES)
+            pages = old.pages & page_mask(0, (cut - 1) // PAGE_BYTES)
             version = await self._next_version()
             new = Dirty(
                 old.slot, version, pages, old.whole, min(old.base_valid, cut),
@@ -509,16 +337,30 @@ class Blocks:
             live.dirty[edge] = new
             self._charge(new)
         first = edge + bool(cut)
-        beyond = await self.journal.cached_beyond(live.ino, first)
-        for key in beyond:
-            self.used_bytes -= self._clean.pop(key, 0)
-        await self.journal.cached_remove(beyond)
+        await self._forget_clean(await self.journal.cached_beyond(live.ino, first))
+        if cut and edge not in live.dirty:
+            await self._cut_clean(live, edge, cut)
+
+    async def _cut_clean(self, live: Live, index: int, length: int) -> None:
+        """A clean block ends earlier now: its last checksum is of fewer bytes."""
+        key = clean_key(live.ino, index)
+        row = await self.journal.cached_sums(key)
+        if key not in self._clean or row is None or row[0] <= length:
+            return
+        first, last = units_around(length - 1, length, length)
+        data = await self._read_clean(live, index, first, last)
+        if data is None:
+            await self._forget_clean([key])
+            return
+        kept = row[1][: len(sums_of(bytes(first)))]
+        self._add_clean(key, length)
+        await self.journal.cached_add(key, length, kept + sums_of(data))
 
     def _drop_dirty(self, live: Live, index: int) -> None:
         dirty = live.dirty.pop(index)
         self.queue.pop(clean_key(live.ino, index), None)
-        self.used_bytes -= dirty.charge
-        self.dirty_bytes -= dirty.charge
+        self.room.used_bytes -= dirty.charge
+        self.room.dirty_bytes -= dirty.charge
         self.reap.slots.append(dirty.slot)
 
     async def _new_generation(self, live: Live) -> None:
@@ -542,10 +384,10 @@ class Blocks:
         local = self.files.exists((ino, generation))
         if local:  # without it nothing of the inode is cached or dirty
             for key in await self.journal.cached_beyond(ino, 0):
-                self.used_bytes -= self._clean.pop(key, 0)
+                self.room.used_bytes -= self._clean.pop(key, 0)
             self.reap.files.append((ino, generation))
         await self.journal.purge(found, local=local or bool(generation))
-        self.progressed()
+        self.room.progressed()
 
     async def run_spares(self) -> None:
         """Make local files ahead, for ever: see `cache.files`."""

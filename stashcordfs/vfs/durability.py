@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from stashcordfs.errors import LocalDiskError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.live import Live
+    from stashcordfs.vfs.live import Dirty, Live
 
 log = logging.getLogger(__name__)
 
@@ -72,45 +74,55 @@ class Durability:
     async def sync(self, lives: Sequence[Live] | None = None) -> None:
         """Return when these inodes' bytes (all, if None) and every name are on this disk.
 
-        Raises LocalDiskError; the blocks concerned stay unsynced and a later call tries again
-        with whatever was written since, but never turns that failure into a success.
+        Raises LocalDiskError. A failed sync is never turned into a success by a later one: the
+        kernel may have dropped the pages and tells so once (fsync(2), "errors"). The inodes
+        concerned fail until Discord has what was dirty then.
         """
         blocks = self._blocks
         wanted = [v for v in (blocks.unsynced if lives is None else lives) if v in blocks.unsynced]
-        copies = [
-            (
-                live,
-                [(i, d.version, d.pages, d) for i, d in live.dirty.items() if d.synced < d.version],
-            )
-            for live in wanted
-        ]
-        for live in wanted:
-            blocks.unsynced.discard(live)
-        keys = [live.key for live, rows in copies if rows and blocks.files.exists(live.key)]
+        rows = {live: self._unsynced_rows(live) for live in wanted}
+        blocks.unsynced.difference_update(wanted)
+        keys = [live.key for live, some in rows.items() if some and blocks.files.exists(live.key)]
         try:
             if keys:
                 await trio.to_thread.run_sync(blocks.files.sync, keys)
+        except LocalDiskError as error:
+            for live in wanted:
+                live.sync_failed = live.sync_failed or error
         except BaseException:
             blocks.unsynced.update(live for live in wanted if not live.gone)
             raise
         await self.carry_sizes()
-        for live, rows in copies:
-            alive = [row for row in rows if live.dirty.get(row[0]) is row[3] and not live.gone]
-            if not alive:
-                continue
-            await self._journal.put_dirty(
-                live.ino, [(index, version, pages) for index, version, pages, _ in alive]
-            )
-            for _, version, _, dirty in alive:
-                dirty.synced = version
-        reap = blocks.take_reap()
+        for live, some in rows.items():
+            if live.sync_failed is None and not live.gone:
+                await self._put_dirty(live, some)
+        await self._sync_journal()
+        for live in wanted if lives is None else lives:
+            if live.sync_failed is not None:
+                raise live.sync_failed
+
+    @staticmethod
+    def _unsynced_rows(live: Live) -> list[tuple[int, int, int, Dirty]]:
+        return [(i, d.version, d.pages, d) for i, d in live.dirty.items() if d.synced < d.version]
+
+    async def _put_dirty(self, live: Live, rows: Sequence[tuple[int, int, int, Dirty]]) -> None:
+        alive = [row for row in rows if live.dirty.get(row[0]) is row[3]]
+        if not alive:
+            return
+        await self._journal.put_dirty(live.ino, [row[:3] for row in alive])
+        for _, version, _, dirty in alive:
+            dirty.synced = version
+
+    async def _sync_journal(self) -> None:
+        """Make the journal durable, then destroy what waited for that."""
+        reap = self._blocks.take_reap()
         try:
             await self._journal.wal_sync()
         except BaseException:
-            blocks.reap.files.extend(reap.files)
-            blocks.reap.slots.extend(reap.slots)
+            self._blocks.reap.files.extend(reap.files)
+            self._blocks.reap.slots.extend(reap.slots)
             raise
-        blocks.reap_now(reap)
+        self._blocks.reap_now(reap)
 
     async def run_commits(self) -> None:
         """Commit each group `commit_every_s` after its first change: an idle mount sleeps."""

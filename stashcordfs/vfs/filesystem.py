@@ -20,11 +20,10 @@ from stashcordfs.vfs.live import Handle, Live
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import trio
-
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.live import Spawn
     from stashcordfs.vfs.reading import Reader
     from stashcordfs.vfs.uploading import Uploader
 
@@ -58,7 +57,7 @@ class FileSystem:
         reader: Reader,
         uploader: Uploader,
         durability: Durability,
-        nursery: trio.Nursery,
+        spawn: Spawn,
         now_ns: Callable[[], int],
         max_file_bytes: int,
         noatime: bool = False,
@@ -69,7 +68,7 @@ class FileSystem:
         self._reader = reader
         self._uploader = uploader
         self._durability = durability
-        self._nursery = nursery
+        self._spawn = spawn
         self._now_ns = now_ns
         self._max_file_bytes = max_file_bytes
         self._noatime = noatime
@@ -168,7 +167,7 @@ class FileSystem:
 
     async def _purge(self, found: Attributes) -> None:
         if found.size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes:
-            self._nursery.start_soon(self._blocks.purge, found)  # in batches, off this request
+            self._spawn(self._blocks.purge, found)  # in batches, off this request
         else:
             await self._blocks.purge(found)
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from typing import Protocol
+
+    from stashcordfs.errors import LocalDiskError
     from stashcordfs.types import Ino
+
+    class Spawn(Protocol):
+        """Start a task beside this one, whose faults are reported and end nothing else."""
+
+        def __call__(self, task: Callable[..., Awaitable[None]], *args: object) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +57,7 @@ class Live:
     nameless: bool = False
     gone: bool = False
     size_changed: bool = False
+    sync_failed: LocalDiskError | None = None  # until Discord has all that was dirty then
     dirty: dict[int, Dirty] = field(default_factory=dict)
 
     @property

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
+from cachetools import LRUCache
 
+from stashcordfs.cache import sums_of
 from stashcordfs.errors import CryptoError, DiscordError, FsError, StashcordError, StoreError
 from stashcordfs.store.pack import open_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import ChunkEntry, Journal
     from stashcordfs.store.api import ObjectStore
+    from stashcordfs.types import ChunkId, ChunkRef
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.live import Handle, Live
+    from stashcordfs.vfs.live import Handle, Live, Spawn
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +38,11 @@ _INLINE_BYTES = 64 << 10  # opened on the loop: a thread hop costs more
 _FETCHES_AT_ONCE = 4
 _FIRST_WINDOW_BYTES = 2 << 20
 _TRIES = 4
+_UNKEPT_BLOCKS = 8
 
 
 class Reader:
-    """Makes blocks present. `nursery` runs read-ahead; `report` hears why a read failed."""
+    """Makes blocks present. `spawn` runs read-ahead; `report` hears why a read failed."""
 
     def __init__(
         self,
@@ -46,7 +51,7 @@ class Reader:
         journal: Journal,
         store: ObjectStore,
         keys: VolumeKeys,
-        nursery: trio.Nursery,
+        spawn: Spawn,
         read_ahead_bytes: int,
         deadline_s: float,
         report: Callable[[str], None],
@@ -56,63 +61,73 @@ class Reader:
         self._journal = journal
         self._store = store
         self._keys = keys
-        self._nursery = nursery
+        self._spawn = spawn
         self._read_ahead_bytes = read_ahead_bytes
         self._deadline_s = deadline_s
         self._report = report
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
         self._waiting = 0
+        self._unkept: LRUCache[ChunkId, bytes] = LRUCache(_UNKEPT_BLOCKS)  # the disk had no room
         self.fetched_bytes = 0
         blocks.fill = self.fill
 
     async def read(self, handle: Handle, offset: int, size: int) -> bytes:
         """Bytes at `offset`, fewer than `size` only at the end of the file. EIO on any fault."""
         live = handle.live
-        blocks = self._blocks
         end = min(offset + size, live.size)
         if offset >= end:
             return b""
-        step = blocks.block_bytes
-        missing = [
-            index
-            for index in range(offset // step, (end - 1) // step + 1)
-            if not blocks.present(
-                live, index, max(0, offset - index * step), min(step, end - index * step)
-            )
-        ]
         self._look_ahead(handle, offset, end)
+        pieces, missing = await self._gather(live, offset, end)
         if missing:
-            missing = await self._without_holes(live, missing)
-        if missing:
-            await self._wait_for(live, missing)
-            end = min(end, live.size)
-            if offset >= end:
-                return b""
-        if not live.dirty and not blocks.files.exists(live.key):
-            return bytes(end - offset)  # nothing but holes: there is no local file
-        blocks.files.grow(live.key, min(end, live.size))
-        return blocks.files.read(live.key, offset, end - offset)
+            async with self._waiting_for(live, missing):
+                for _ in range(_TRIES):
+                    await self._bring(live, missing)
+                    end = min(end, live.size)  # it may have been truncated meanwhile
+                    pieces, missing = await self._gather(live, offset, end)
+                    if not missing:
+                        break
+                else:
+                    raise FsError(errno.EIO, "the cache is too small to hold what is being read")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _without_holes(self, live: Live, missing: Sequence[int]) -> list[int]:
-        return [
-            index
-            for index in missing
-            if index in live.dirty or await self._journal.chunk_at(live.ino, index) is not None
-        ]
+    async def _gather(self, live: Live, offset: int, end: int) -> tuple[list[bytes], list[int]]:
+        """What is here of a range, in order, and the blocks that must be fetched first."""
+        step = self._blocks.block_bytes
+        pieces: list[bytes] = []
+        missing: list[int] = []
+        for index in range(offset // step, -(-end // step)):
+            start, stop = max(0, offset - index * step), min(step, end - index * step)
+            piece = await self._blocks.read(live, index, start, stop)
+            if piece is None:
+                piece = await self._not_cached(live, index, start, stop)
+            if piece is None:
+                missing.append(index)
+            else:
+                pieces.append(piece)
+        return pieces, missing
 
-    async def _wait_for(self, live: Live, missing: Sequence[int]) -> None:
+    async def _not_cached(self, live: Live, index: int, start: int, stop: int) -> bytes | None:
+        if index in live.dirty:
+            return None
+        entry = await self._journal.chunk_at(live.ino, index)
+        if entry is None:
+            return bytes(stop - start)  # a hole
+        plain = self._unkept.get(entry.ref.chunk_id)
+        if plain is None:
+            return None
+        return plain[start : min(stop, entry.valid_length)].ljust(stop - start, b"\0")
+
+    @asynccontextmanager
+    async def _waiting_for(self, live: Live, missing: Sequence[int]) -> AsyncIterator[None]:
+        """A wait for the network inside: bounded in number and time, its faults EIO."""
         if self._waiting >= _MAX_WAITING_READS:
             raise FsError(errno.EIO, "too many reads wait for Discord")
         self._waiting += 1
         try:
             with trio.fail_after(self._deadline_s):
-                for _ in range(_TRIES):
-                    await self._bring(live, missing)
-                    missing = [i for i in missing if not self._blocks.present(live, i)]
-                    if not missing:
-                        return
-            raise FsError(errno.EIO, "the cache is too small to hold what is being read")
+                yield
         except trio.TooSlowError:
             self._report(f"read: Discord did not answer within {self._deadline_s:g} s")
             raise FsError(errno.EIO, "deadline passed") from None
@@ -124,7 +139,12 @@ class Reader:
 
     async def fill(self, live: Live, index: int) -> None:
         """Merge the base of a dirty block into its local file. EIO when it can't be had."""
-        await self._wait_for(live, [index])
+        async with self._waiting_for(live, [index]):
+            for _ in range(_TRIES):
+                await self._bring(live, [index])
+                if self._blocks.present(live, index):
+                    return
+            raise FsError(errno.EIO, "the base of a block is not kept")
 
     # ------------------------------------------------------------------ fetching
 
@@ -165,21 +185,31 @@ class Reader:
             ref = entry.ref
             piece = bytes(sealed[ref.offset - start : ref.offset - start + ref.length])
             if ref.length <= _INLINE_BYTES:
-                plain = open_chunk(self._keys, ref, piece)
+                plain, sums = self._open(ref, piece)
             else:
-                plain = await trio.to_thread.run_sync(open_chunk, self._keys, ref, piece)
-            await self._keep(live, index, entry, plain)
+                plain, sums = await trio.to_thread.run_sync(self._open, ref, piece)
+            await self._keep(live, index, entry, plain, sums)
 
-    async def _keep(self, live: Live, index: int, entry: ChunkEntry, plain: bytes) -> None:
+    def _open(self, ref: ChunkRef, sealed: bytes) -> tuple[bytes, bytes]:
+        plain = open_chunk(self._keys, ref, sealed)
+        return plain, sums_of(plain)
+
+    async def _keep(
+        self, live: Live, index: int, entry: ChunkEntry, plain: bytes, sums: bytes
+    ) -> None:
         # The world may have changed while we waited: only what is still so is kept.
         now = await self._journal.chunk_at(live.ino, index)
         if live.gone or now is None or now.ref.chunk_id != entry.ref.chunk_id:
             return
-        valid = plain[: now.valid_length]
+        if now.valid_length < len(plain):
+            plain = plain[: now.valid_length]
+            sums = sums_of(plain)
         if index in live.dirty:
-            await self._blocks.merge_base(live, index, valid)
-        elif not self._blocks.present(live, index):
-            await self._blocks.add_clean(live, index, valid)
+            await self._blocks.merge_base(live, index, plain)
+        elif not self._blocks.present(live, index) and not await self._blocks.add_clean(
+            live, index, plain, sums
+        ):
+            self._unkept[entry.ref.chunk_id] = plain
 
     # ------------------------------------------------------------------ read-ahead
 
@@ -201,7 +231,7 @@ class Reader:
             last = (goal - 1) // self._blocks.block_bytes
             handle.ahead_to = goal
             if last >= first:
-                self._nursery.start_soon(self._read_ahead, handle.live, first, last)
+                self._spawn(self._read_ahead, handle.live, first, last)
 
     async def _read_ahead(self, live: Live, first: int, last: int) -> None:
         try:
@@ -209,8 +239,7 @@ class Reader:
                 i
                 for i in range(first, last + 1)
                 if (live.ino, i) not in self._flights and not self._blocks.present(live, i)
-            ]
-            missing = await self._without_holes(live, missing)
+            ]  # holes among them are passed over
             with trio.move_on_after(self._deadline_s):
                 if missing:
                     await self._fetch(live, missing)

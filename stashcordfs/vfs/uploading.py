@@ -9,8 +9,8 @@ A round fills one message. The order of events is what keeps every byte:
 5. only then do the blocks become clean.
 
 Any failure leaves the blocks dirty, the delay doubles to five minutes, and `status` shows why. An
-outcome that is not known is settled by listing, at once and at the next start; until then the
-blocks of that intent stay dirty and are not sent again.
+outcome that is not known is settled first (`vfs.settling`); until then the blocks of that intent
+stay dirty and are not sent again.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from stashcordfs.cache import sums_of
 from stashcordfs.errors import (
-    DiscordError,
     FsError,
     LocalDiskError,
-    OutcomeUnknown,
     StashcordError,
     TooLarge,
 )
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
+    from stashcordfs.vfs.settling import Settler
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ _CHUNKS_A_TRANSACTION = 128
 _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 300.0
 _MISFITS = 16  # blocks that did not fit before a message counts as full
-_SETTLE_FOR_S = 900.0  # listings may lag behind a create (FACTS.md section 9, row 19)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +100,7 @@ class Uploader:
         journal: Journal,
         store: ObjectStore,
         keys: VolumeKeys,
+        settler: Settler,
         settings: UploadSettings,
         clock: Callable[[], float],
         report: Callable[[str], None],
@@ -112,6 +112,7 @@ class Uploader:
         self._journal = journal
         self._store = store
         self._keys = keys
+        self._settler = settler
         self._clock = clock
         self._report = report
         self._wake = trio.Event()
@@ -169,8 +170,9 @@ class Uploader:
 
     async def run(self) -> None:
         """Send what is due, for ever. Settles first what an earlier run left open."""
+        await self._settler.settle_left()  # their blocks must not be sent again meanwhile
+        self._notify()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._settle_left)
             while True:
                 await self._until_due()
                 await self._sending.acquire()
@@ -216,7 +218,7 @@ class Uploader:
 
     @property
     def _forced(self) -> bool:
-        return bool(self._flushes) or self._blocks.pressure.is_set()
+        return bool(self._flushes) or self._blocks.room.pressure.is_set()
 
     def _due_at(self, dirty: Dirty) -> float:
         quiet = dirty.changed_s + self.settings.delay_s
@@ -267,8 +269,7 @@ class Uploader:
             copied = await self._copy(live, index)
             if copied is None:
                 continue
-            item, data = copied
-            chunk_id = await self._name(data)
+            item, chunk_id, data = copied
             if chunk_id in self._in_flight:  # another message brings it: sealing until then
                 item.dirty.sealing = True
                 self._in_flight[chunk_id].append(item.dirty)
@@ -283,7 +284,7 @@ class Uploader:
             item.dirty.sealing = True
             parcel.items.append((item, chunk_id))
 
-    async def _copy(self, live: Live, index: int) -> tuple[Uploaded, bytes] | None:
+    async def _copy(self, live: Live, index: int) -> tuple[Uploaded, ChunkId, bytes] | None:
         """Copy a block, its base merged. None: it is gone, or can't be had now."""
         dirty = live.dirty.get(index)
         if dirty is None or dirty.sealing:
@@ -294,16 +295,22 @@ class Uploader:
                 if live.dirty.get(index) is not dirty or not dirty.whole:
                     return None
             data = self._blocks.snapshot(live, index)
+            version = dirty.version
+            chunk_id, sums = await self._name(data)
         except (FsError, LocalDiskError) as error:
             self._failed(f"inode {live.ino} block {index} cannot be sent: {error}", pause=False)
             dirty.since_s = dirty.changed_s = self._clock()  # not now; the others go on
             return None
-        return Uploaded(live, index, dirty, dirty.version, len(data)), data
+        return Uploaded(live, index, dirty, version, len(data), sums), chunk_id, data
 
-    async def _name(self, data: bytes) -> ChunkId:
+    async def _name(self, data: bytes) -> tuple[ChunkId, bytes]:
+        """The chunk's id, and the checksums for the local copy."""
         if len(data) <= _INLINE_BYTES:
-            return self._keys.chunk_id(data)
-        return await trio.to_thread.run_sync(self._keys.chunk_id, data)
+            return self._named(data)
+        return await trio.to_thread.run_sync(self._named, data)
+
+    def _named(self, data: bytes) -> tuple[ChunkId, bytes]:
+        return self._keys.chunk_id(data), sums_of(data)
 
     async def _is_known(self, chunk_id: ChunkId) -> bool:
         return self.settings.dedup and await self._journal.find_chunk(chunk_id) is not None
@@ -330,7 +337,7 @@ class Uploader:
             self.state.uploaded_bytes += sum(u.valid for u, _ in parcel.items)
             self._backoff_s = 0.0
             if not self._blocks.queue:
-                self._blocks.pressure = trio.Event()
+                self._blocks.room.pressure = trio.Event()
         except TooLarge as error:
             log.warning("the attachment limit was lowered; packing anew: %s", error)
         except StashcordError as error:
@@ -357,22 +364,12 @@ class Uploader:
         )
         await self._journal.wal_sync()  # durable before a byte leaves
         try:
-            locations = await self._store.put(parcel.packs, nonce=nonce)
-        except OutcomeUnknown:
-            names = {p.object_id: p.filename for p in parcel.packs}
-            found = await self._settle(after, names)
-            if found is None:
-                await self._journal.abandon_intent(intent)
-                raise
-            return intent, found
+            return intent, await self._settler.deliver(parcel.packs, nonce=nonce, after=after)
         except StashcordError:
-            # Nothing happened, for certain. A post that is cancelled in its middle may have
+            # It is not there, or watched for. A post that is cancelled in its middle may have
             # happened: its intent stays open, and the next start looks for it.
             await self._journal.abandon_intent(intent)
             raise
-        return intent, {
-            pack.object_id: location for pack, location in zip(parcel.packs, locations, strict=True)
-        }
 
     async def _commit(
         self,
@@ -396,40 +393,6 @@ class Uploader:
             await self._journal.close_intent(intent)
         await self._journal.wal_sync()
         await self._blocks.uploaded([u for u, _ in items])
-
-    # ------------------------------------------------------------------ unclear outcomes
-
-    async def _settle(
-        self, after: int, names: Mapping[ObjectId, str]
-    ) -> Mapping[ObjectId, Location] | None:
-        """Look for packs whose post may have happened. None: not there within the time."""
-        give_up_s = self._clock() + _SETTLE_FOR_S
-        delay_s = 1.0
-        while True:
-            try:
-                found = await self._store.find(after, set(names.values()))
-                if len(found) == len(names):
-                    return {oid: found[name] for oid, name in names.items()}
-            except DiscordError as error:
-                self._failed(f"looking for what may have arrived: {error}", pause=False)
-                give_up_s = max(give_up_s, self._clock() + delay_s * 2)  # unanswered is not absent
-            if self._clock() >= give_up_s:
-                return None
-            await trio.sleep(delay_s)
-            delay_s = min(delay_s * 2, 60.0)
-
-    async def _settle_left(self) -> None:
-        """Settle the intents of an earlier run: adopt what is there, forget what is not."""
-        for intent in await self._journal.open_intents():
-            found = await self._settle(intent.after_message, intent.packs)
-            if found is None:
-                await self._journal.abandon_intent(intent.id)
-                continue
-            await self._journal.confirm_intent_packs(intent.id, found)
-            # The chunks are known now: the blocks, still dirty, will be answered by them.
-            await self._journal.close_intent(intent.id)
-            await self._journal.wal_sync()
-            log.info("adopted %d packs that an earlier run had sent", len(found))
 
     # ------------------------------------------------------------------ failing
 

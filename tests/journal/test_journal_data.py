@@ -52,7 +52,7 @@ async def ino(journal):
 
 async def test_a_chunk_counts_when_its_pack_is_confirmed(journal, ino):
     intent = await intend(journal, P1, C1, C2)
-    assert [i.packs for i in await journal.open_intents()] == [{P1: "name"}]
+    assert [i.packs for i in await journal.open_intents()] == [{P1: ("name", 2000)}]
     assert await journal.find_chunk(C1) is None
     with pytest.raises(JournalError, match="unknown"):
         await journal.commit_chunks([(ino, 0, C1, BLOCK)])
@@ -164,9 +164,12 @@ async def test_dirty_rows_go_only_at_their_version(journal, ino):
 
 async def test_cached_blocks(journal):
     keys = [7 << 32 | n for n in range(4)]
-    await journal.cached_add([*keys, keys[0]])
+    for key in (*keys, keys[0]):
+        await journal.cached_add(key, 5, b"sums")
+    assert await journal.cached_sums(keys[0]) == (5, b"sums")
     await journal.cached_remove([keys[1]])
-    assert await journal.cached_all() == [keys[0], keys[2], keys[3]]
+    assert await journal.cached_sums(keys[1]) is None
+    assert await journal.cached_all() == [(key, 5) for key in (keys[0], keys[2], keys[3])]
     assert await journal.cached_beyond(Ino(7), 1) == [keys[2], keys[3]]
 
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.cache import LocalFiles, Marks
 from stashcordfs.crypto.keys import VolumeKeys
+from stashcordfs.daemon.assembly import Options, assembled
 from stashcordfs.errors import DiscordUnavailable, ObjectMissing
 from stashcordfs.journal import Journal
 from stashcordfs.store.folder_store import FolderStore
 from stashcordfs.types import ROOT_INO, Ino
-from stashcordfs.vfs.blocks import Blocks, CacheLimits
+from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.durability import Durability
 from stashcordfs.vfs.filesystem import FileSystem
-from stashcordfs.vfs.reading import Reader
+from stashcordfs.vfs.room import CacheLimits
+from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Volume:
     durability: Durability
     journal: Journal
     store: FaultyStore
+    settler: Settler
+    nursery: trio.Nursery
     reports: list[str] = field(default_factory=list)
 
     async def make(self, name: bytes, data: bytes = b"", *, parent: Ino = ROOT_INO) -> Ino:
@@ -91,68 +94,49 @@ async def volume(
     cache_bytes: int = 1 << 30,
     dirty_bytes: int = 1 << 29,
     deadline_s: float = 60.0,
+    min_free_bytes: int = 0,
     power_lost: bool = False,
     upload: bool = True,
     settings: UploadSettings | None = None,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one."""
     path = folder / "journal.sqlite"
-    now = lambda: 1_000_000_000  # noqa: E731
+    now = lambda: int((1 + trio.current_time()) * 1e9)  # noqa: E731
     if not path.exists():
         Journal.create(path, clock_ns=now, uid=0, gid=0).close()
-    journal = Journal.open(path, clock_ns=now)
-    files = LocalFiles(folder / "blocks")
-    marks = Marks(folder / "marks.map", BLOCK)
-    (folder / "store").mkdir(exist_ok=True)
     store = FaultyStore(folder / "store")
     reports: list[str] = []
-    blocks = Blocks(
-        files=files,
-        marks=marks,
-        journal=journal,
-        block_bytes=BLOCK,
-        limits=CacheLimits(cache_bytes, 0, dirty_bytes, deadline_s),
-        clock=trio.current_time,
-    )
-    for left in await journal.nameless():
-        await journal.purge(left)
-    await blocks.load(power_lost=power_lost)
-    async with trio.open_nursery() as nursery:
-        reader = Reader(
-            blocks=blocks,
-            journal=journal,
-            store=store,
-            keys=KEYS,
-            nursery=nursery,
+
+    async def verdict(_: Journal) -> bool:
+        return power_lost
+
+    async with assembled(
+        folder,
+        Options(
+            block_bytes=BLOCK,
+            limits=CacheLimits(cache_bytes, min_free_bytes, dirty_bytes, deadline_s),
+            upload=settings or UploadSettings(),
             read_ahead_bytes=4 * BLOCK,
             deadline_s=deadline_s,
-            report=reports.append,
-        )
-        uploader = Uploader(
-            blocks=blocks,
-            journal=journal,
-            store=store,
-            keys=KEYS,
-            settings=settings or UploadSettings(),
-            clock=trio.current_time,
-            report=reports.append,
-        )
-        durability = Durability(blocks=blocks, journal=journal)
-        fs = FileSystem(
-            journal=journal,
-            blocks=blocks,
-            reader=reader,
-            uploader=uploader,
-            durability=durability,
-            nursery=nursery,
-            now_ns=now,
             max_file_bytes=1 << 41,
-        )
+        ),
+        store=store,
+        keys=KEYS,
+        clock=trio.current_time,
+        now_ns=now,
+        power_lost=verdict,
+        report=reports.append,
+    ) as made:
         if upload:
-            nursery.start_soon(uploader.run)
-        yield Volume(fs, blocks, uploader, durability, journal, store, reports)
-        nursery.cancel_scope.cancel()
-    await durability.commit()
-    journal.close()
-    marks.close()
-    files.close()
+            made.nursery.start_soon(made.uploader.run)
+        yield Volume(
+            made.filesystem,
+            made.blocks,
+            made.uploader,
+            made.durability,
+            made.journal,
+            store,
+            made.settler,
+            made.nursery,
+            reports,
+        )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 2
+VERSION = 3
 
 REPLICATED = """
 -- One row a fact about the volume.
@@ -90,9 +90,16 @@ CREATE TABLE dirty (
 -- Which generation of the local file is an inode's own. No row: 0.
 CREATE TABLE generations (ino INTEGER NOT NULL PRIMARY KEY, generation INTEGER NOT NULL);
 
--- Blocks of which every byte is in the local file, as ino and index.
+-- Blocks of which every byte is in the local file. While the block is clean, `sums` are the
+-- checksums of its first `length` bytes (cache.sums); beyond them it is zero.
 CREATE TABLE cached (
-    ino INTEGER NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (ino, idx)) WITHOUT ROWID;
+    ino INTEGER NOT NULL, idx INTEGER NOT NULL, length INTEGER NOT NULL, sums BLOB NOT NULL,
+    PRIMARY KEY (ino, idx)) WITHOUT ROWID;
+
+-- Attachments whose upload was given up while its outcome was unknown: deleted when they appear.
+CREATE TABLE watched (
+    filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
+    given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 SCHEMA = REPLICATED + LOCAL
@@ -115,6 +122,16 @@ MIGRATIONS: dict[int, str] = {
     -- What ANALYZE had gathered.
     DROP TABLE IF EXISTS sqlite_stat1;
     DROP TABLE IF EXISTS sqlite_stat4;
+    """,
+    # Clean blocks without checksums are not believed: they are fetched anew.
+    2: """
+    DROP TABLE cached;
+    CREATE TABLE cached (
+        ino INTEGER NOT NULL, idx INTEGER NOT NULL, length INTEGER NOT NULL, sums BLOB NOT NULL,
+        PRIMARY KEY (ino, idx)) WITHOUT ROWID;
+    CREATE TABLE watched (
+        filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
+        given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
     """,
 }
 

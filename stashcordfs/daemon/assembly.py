@@ -1,0 +1,164 @@
+"""The parts of one mounted volume, built and tied together: once, for the daemon and for tests.
+
+No kernel and no signals here; store, clocks and the verdict on a power cut are arguments.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from stashcordfs.cache import LocalFiles, Marks
+from stashcordfs.errors import StashcordError
+from stashcordfs.journal import Journal
+from stashcordfs.vfs.blocks import Blocks
+from stashcordfs.vfs.durability import Durability
+from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.reading import Reader
+from stashcordfs.vfs.settling import Settler
+from stashcordfs.vfs.uploading import Uploader, UploadSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.store.api import ObjectStore
+    from stashcordfs.vfs.live import Spawn
+    from stashcordfs.vfs.room import CacheLimits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a volume is mounted. Bytes and seconds."""
+
+    block_bytes: int
+    limits: CacheLimits
+    upload: UploadSettings
+    read_ahead_bytes: int
+    deadline_s: float
+    max_file_bytes: int
+    settle_delay_s: float = 20.0
+    noatime: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The parts, tied together."""
+
+    journal: Journal
+    blocks: Blocks
+    reader: Reader
+    uploader: Uploader
+    settler: Settler
+    durability: Durability
+    filesystem: FileSystem
+    nursery: trio.Nursery
+
+
+def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
+    """A way to start tasks whose faults are reported and do not take the mount along."""
+
+    async def guarded(task: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+        try:
+            await task(*args)
+        except StashcordError as error:
+            report(f"{task.__qualname__}: {error}")
+        except Exception as error:
+            log.exception("task failed task=%s", task.__qualname__)
+            report(f"{task.__qualname__} failed: {error!r}")
+
+    def spawn(task: Callable[..., Awaitable[None]], *args: object) -> None:
+        nursery.start_soon(guarded, task, args)
+
+    return spawn
+
+
+@asynccontextmanager
+async def assembled(
+    folder: Path,
+    options: Options,
+    *,
+    store: ObjectStore,
+    keys: VolumeKeys,
+    clock: Callable[[], float],
+    now_ns: Callable[[], int],
+    power_lost: Callable[[Journal], Awaitable[bool]],
+    report: Callable[[str], None],
+) -> AsyncIterator[Assembly]:
+    """The parts over the local state in `folder`, loaded and ready to serve.
+
+    Afterwards their tasks are ended, and everything is made durable here and closed.
+    """
+    async with AsyncExitStack() as stack:
+        journal = Journal.open(folder / "journal.sqlite", clock_ns=now_ns)
+        stack.callback(journal.close)
+        files = LocalFiles(folder / "blocks")
+        stack.callback(files.close)
+        marks = Marks(folder / "marks.map", options.block_bytes)
+        stack.callback(marks.close)
+        blocks = Blocks(
+            files=files,
+            marks=marks,
+            journal=journal,
+            block_bytes=options.block_bytes,
+            limits=options.limits,
+            clock=clock,
+        )
+        for left in await journal.nameless():
+            await journal.purge(left)
+        await blocks.load(power_lost=await power_lost(journal))
+        await journal.wal_sync()
+        durability = Durability(blocks=blocks, journal=journal)
+        async with trio.open_nursery() as nursery:
+            spawn = _spawn_in(nursery, report)
+            reader = Reader(
+                blocks=blocks,
+                journal=journal,
+                store=store,
+                keys=keys,
+                spawn=spawn,
+                read_ahead_bytes=options.read_ahead_bytes,
+                deadline_s=options.deadline_s,
+                report=report,
+            )
+            settler = Settler(
+                journal=journal,
+                store=store,
+                clock=clock,
+                now_ns=now_ns,
+                report=report,
+                listing_s=options.settle_delay_s,
+            )
+            uploader = Uploader(
+                blocks=blocks,
+                journal=journal,
+                store=store,
+                keys=keys,
+                settler=settler,
+                settings=options.upload,
+                clock=clock,
+                report=report,
+            )
+            filesystem = FileSystem(
+                journal=journal,
+                blocks=blocks,
+                reader=reader,
+                uploader=uploader,
+                durability=durability,
+                spawn=spawn,
+                now_ns=now_ns,
+                max_file_bytes=options.max_file_bytes,
+                noatime=options.noatime,
+            )
+            yield Assembly(
+                journal, blocks, reader, uploader, settler, durability, filesystem, nursery
+            )
+            nursery.cancel_scope.cancel()
+        await durability.sync()

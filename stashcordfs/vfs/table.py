@@ -1,0 +1,243 @@
+"""The table of all blocks' states, and how a start finds it again on this machine.
+
+`blocks.Blocks` is the one owner and changes states; here are the tables, what is asked of them,
+and the rules for what an earlier run has left:
+
+* after a killed process the local file and its marks are trusted, but never a hole: a page may have
+  been marked and not yet written;
+* after a power cut the journal's dirty rows are trusted, and nothing else that is only here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from stashcordfs.errors import FsError
+from stashcordfs.types import PAGE_BYTES, Ino
+from stashcordfs.vfs.live import Dirty, Live
+from stashcordfs.vfs.room import CacheLimits, Room
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stashcordfs.cache import LocalFiles, Marks
+    from stashcordfs.journal import Journal
+
+log = logging.getLogger(__name__)
+
+_VERSIONS_AT_ONCE = 1 << 20
+
+
+def page_mask(first: int, last: int) -> int:
+    """Bits `first` to `last` of a page bitmap."""
+    return ((1 << (last - first + 1)) - 1) << first
+
+
+def clean_key(ino: int, index: int) -> int:
+    """One integer for a block: cheaper than a tuple in a table of many thousands."""
+    return ino << 32 | index
+
+
+def rounded(length: int) -> int:
+    """Bytes on disk."""
+    return -(-length // PAGE_BYTES) * PAGE_BYTES
+
+
+class BlockTable:
+    """Which blocks are dirty, which clean. On the event loop; no method is for another thread."""
+
+    def __init__(
+        self,
+        *,
+        files: LocalFiles,
+        marks: Marks,
+        journal: Journal,
+        block_bytes: int,
+        limits: CacheLimits,
+        clock: Callable[[], float],
+    ) -> None:
+        """Take the collaborators; `load` must run before anything else."""
+        self.files = files
+        self.journal = journal
+        self.block_bytes = block_bytes
+        self.room = Room(limits, free_bytes=files.free_bytes, evict=self.evict, clock=clock)
+        self.live: dict[Ino, Live] = {}
+        self.queue: OrderedDict[int, tuple[Live, int]] = OrderedDict()  # dirty, oldest first
+        self.unsynced: set[Live] = set()
+        self._marks = marks
+        self._clock = clock
+        self._clean: OrderedDict[int, int] = OrderedDict()
+        self._generations: dict[Ino, int] = {}
+        self._version = 0
+        self._version_end = 0
+
+    async def evict(self, at_least: int) -> int:
+        """Give back local space of clean blocks. Returns bytes freed."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ start
+
+    async def load(self, *, power_lost: bool) -> None:
+        """Take up what an earlier run left. `power_lost`: trust only what was synced."""
+        self._generations = dict(await self.journal.local_generations())
+        on_disk = dict(self.files.scan())
+        if power_lost:
+            await self._load_synced(on_disk)
+        else:
+            await self._load_marked(on_disk)
+        await self._load_clean(on_disk, trust=not power_lost)
+        wanted = {live.key for live in self.live.values()}
+        wanted |= {self._file_of(Ino(key >> 32)) for key in self._clean}
+        for key in on_disk.keys() - wanted:
+            self.files.remove(key)
+
+    def _file_of(self, ino: Ino) -> tuple[Ino, int]:
+        return (ino, self._generations.get(ino, 0))
+
+    async def _load_marked(self, on_disk: dict[tuple[Ino, int], int]) -> None:
+        cached = {key for key, _ in await self.journal.cached_all()}
+        for mark in sorted(self._marks, key=lambda mark: mark.version, reverse=True):
+            key = (mark.ino, mark.generation)
+            live = await self.enter(mark.ino, required=False)
+            if (
+                live is None
+                or mark.index in live.dirty  # a newer mark of the same block
+                or key not in on_disk
+                or live.generation != mark.generation
+                or mark.index * self.block_bytes >= live.size
+            ):
+                self._marks.release(mark.slot)
+                continue
+            await self._adopt(
+                live, mark.index, mark.slot, mark.pages,
+                whole=clean_key(mark.ino, mark.index) in cached,
+            )  # fmt: skip
+        self._forget_idle()
+
+    async def _load_synced(self, on_disk: dict[tuple[Ino, int], int]) -> None:
+        for mark in list(self._marks):
+            self._marks.release(mark.slot)
+        for ino, index, pages in await self.journal.all_dirty():
+            live = await self.enter(ino, required=False)
+            if live is None or live.key not in on_disk or index * self.block_bytes >= live.size:
+                continue
+            slot = self._marks.claim(
+                ino, live.generation, index, await self._next_version(), pages=pages
+            )
+            await self._adopt(live, index, slot, pages, whole=False)
+        self._forget_idle()
+
+    async def _adopt(self, live: Live, index: int, slot: int, pages: int, *, whole: bool) -> None:
+        entry = await self.journal.chunk_at(live.ino, index)
+        valid = entry.valid_length if entry else 0
+        now = self._clock()
+        version = await self._next_version()
+        if valid and not whole:
+            pages &= self._written(live, index)
+        dirty = Dirty(slot, version, pages, whole or not valid, valid, now, now)
+        self._marks.update(slot, version, pages)
+        # The size may be behind the last write by one group commit: what lies beyond it goes,
+        # and what is missing up to it reads as zeros.
+        self.files.resize(live.key, live.size)
+        live.dirty[index] = dirty
+        self.queue[clean_key(live.ino, index)] = (live, index)
+        self.unsynced.add(live)
+        self._charge(dirty)
+
+    def _written(self, live: Live, index: int) -> int:
+        """Pages of a block that the local file has bytes for: a marked hole was never written."""
+        first = index * self.block_bytes
+        pages = 0
+        for start, stop in self.files.data_ranges(live.key, first, first + self.block_bytes):
+            pages |= page_mask((start - first) // PAGE_BYTES, (stop - first - 1) // PAGE_BYTES)
+        return pages
+
+    async def _load_clean(self, on_disk: dict[tuple[Ino, int], int], *, trust: bool) -> None:
+        for key, length in await self.journal.cached_all():
+            ino, index = Ino(key >> 32), key & 0xFFFFFFFF
+            if self._is_dirty(ino, index):
+                continue
+            entry = await self.journal.chunk_at(ino, index) if trust and length else None
+            there = on_disk.get(self._file_of(ino), 0)
+            if entry is None or there < index * self.block_bytes + length:
+                await self.journal.cached_remove([key])
+            else:
+                self._add_clean(key, length)
+
+    def _add_clean(self, key: int, length: int) -> None:
+        charge = rounded(length)
+        self.room.used_bytes += charge - self._clean.get(key, 0)
+        self._clean[key] = charge
+
+    def _is_dirty(self, ino: Ino, index: int) -> bool:
+        live = self.live.get(ino)
+        return live is not None and index in live.dirty
+
+    # ------------------------------------------------------------------ live inodes
+
+    async def enter(self, ino: Ino, *, required: bool = True) -> Live | None:
+        """The live inode, made from the journal when it is not in memory. ENOENT if required."""
+        live = self.live.get(ino)
+        if live is None:
+            try:
+                attributes = await self.journal.getattr(ino)
+            except FsError:
+                if required:
+                    raise
+                return None
+            live = Live(ino, attributes.size, self._generations.get(ino, 0))
+            self.live[ino] = live
+        return live
+
+    def leave(self, live: Live) -> None:
+        """Drop it from memory if nothing needs it there."""
+        if not (live.handles or live.dirty or live.size_changed) and not live.nameless:
+            self.live.pop(live.ino, None)
+            self.unsynced.discard(live)
+
+    def _forget_idle(self) -> None:
+        for live in list(self.live.values()):
+            self.leave(live)
+
+    # ------------------------------------------------------------------ looking
+
+    def present(self, live: Live, index: int, start: int = 0, stop: int | None = None) -> bool:
+        """Whether bytes `start` to `stop` of the block can be read from the local file."""
+        dirty = live.dirty.get(index)
+        if dirty is None:
+            key = clean_key(live.ino, index)
+            if key in self._clean:
+                self._clean.move_to_end(key)
+                return True
+            return False
+        if dirty.whole:
+            return True
+        last = ((stop or self.block_bytes) - 1) // PAGE_BYTES
+        need = page_mask(start // PAGE_BYTES, last)
+        return dirty.pages & need == need
+
+    def snapshot(self, live: Live, index: int) -> bytes:
+        """A copy of the whole block, cut at the file's end. The block must be whole."""
+        at = index * self.block_bytes
+        return self.files.read(live.key, at, min(self.block_bytes, live.size - at))
+
+    @property
+    def clean_blocks(self) -> int:
+        """How many blocks are cached and clean."""
+        return len(self._clean)
+
+    async def _next_version(self) -> int:
+        if self._version >= self._version_end:
+            self._version = await self.journal.reserve_versions(_VERSIONS_AT_ONCE)
+            self._version_end = self._version + _VERSIONS_AT_ONCE
+        self._version += 1
+        return self._version
+
+    def _charge(self, dirty: Dirty) -> None:
+        # The base counts before it is here: sealing will merge it, and must not pass the cap then.
+        charge = max(dirty.pages.bit_count() * PAGE_BYTES, rounded(dirty.base_valid))
+        self.room.used_bytes += charge - dirty.charge
+        self.room.dirty_bytes += charge - dirty.charge
+        dirty.charge = charge

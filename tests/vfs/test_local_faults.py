@@ -1,0 +1,211 @@
+"""The local disk: rot, holes, a full or failing disk, and what a start may believe."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from stashcordfs.errors import FsError, LocalDiskError
+from stashcordfs.types import ROOT_INO
+from stashcordfs.vfs.room import CacheLimits, Room
+
+sys.path.insert(0, str(Path(__file__).parent))
+from harness import BLOCK, volume
+
+UNIT = 64 << 10
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    return trio.testing.MockClock(autojump_threshold=0.02)
+
+
+def flip(v, ino, offset: int) -> None:
+    """Change one byte of the local file behind the program's back."""
+    path = Path(v.blocks.files.path((ino, 0)))
+    with path.open("r+b", buffering=0) as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.parametrize("offset", [0, BLOCK - 1, BLOCK + 70, 2 * BLOCK + 99])
+async def test_rot_in_a_clean_block_is_noticed_and_fetched_anew(clock, tmp_path, offset) -> None:
+    data = os.urandom(2 * BLOCK + 100)
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        flip(v, ino, offset)
+
+        assert await v.read(ino) == data
+        assert v.blocks.rotten == 1
+        assert v.store.fetched > 0
+        assert await v.read(ino) == data
+        assert v.blocks.rotten == 1
+
+
+async def test_rot_without_a_network_is_an_error_not_wrong_data(clock, tmp_path) -> None:
+    async with volume(tmp_path, deadline_s=2) as v:
+        ino = await v.make(b"a", os.urandom(BLOCK))
+        await v.fs.sync_remote()
+        flip(v, ino, 5)
+        v.store.offline = True
+
+        with pytest.raises(FsError) as caught:
+            await v.read(ino)
+        assert caught.value.errno == errno.EIO
+
+
+async def test_fetched_blocks_have_checksums_too(clock, tmp_path) -> None:
+    data = os.urandom(BLOCK)
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        assert await v.read(ino) == data
+        flip(v, ino, 77)
+
+        assert await v.read(ino) == data
+        assert v.blocks.rotten == 1
+
+
+@pytest.mark.parametrize("size", [1, UNIT - 1, BLOCK // 2, BLOCK + 3])
+async def test_a_cut_clean_block_keeps_its_check(clock, tmp_path, size) -> None:
+    data = os.urandom(2 * BLOCK)
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        await v.fs.setattr(ino, size=size)
+        await v.fs.setattr(ino, size=2 * BLOCK)
+        v.store.offline = True
+
+        assert await v.read(ino) == data[:size].ljust(2 * BLOCK, b"\0")
+        flip(v, ino, 0)
+        v.store.offline = False
+        assert await v.read(ino) == data[:size].ljust(2 * BLOCK, b"\0")
+        assert v.blocks.rotten == 1
+
+
+async def test_a_local_file_that_became_shorter_is_never_read_as_zeros(clock, tmp_path) -> None:
+    data = os.urandom(2 * BLOCK)
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        os.truncate(v.blocks.files.path((ino, 0)), BLOCK + 5)
+        assert await v.read(ino) == data
+
+        dirty = await v.make(b"b", data)
+        os.truncate(v.blocks.files.path((dirty, 0)), BLOCK + 5)
+        with pytest.raises(LocalDiskError):
+            await v.read(dirty)
+
+
+async def test_a_marked_page_that_was_never_written_is_no_data(
+    clock, tmp_path, monkeypatch
+) -> None:
+    """The process is killed between the mark and the write."""
+    data = os.urandom(BLOCK)
+    async with volume(tmp_path, upload=False) as v:
+        v.nursery.start_soon(v.uploader.run)
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        v.store.offline = True
+
+        def killed(*_):
+            raise LocalDiskError(errno.EIO)
+
+        fh = await v.fs.open(ino, 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(v.blocks.files, "write", killed)
+            update = v.blocks._marks.update
+            calls: list[int] = []
+            patch.setattr(  # the mark is not taken back either
+                v.blocks._marks,
+                "update",
+                lambda *a: calls.append(1) or len(calls) > 1 or update(*a),
+            )
+            with pytest.raises(LocalDiskError):
+                await v.fs.write(fh, 4096, b"x" * 4096)
+    async with volume(tmp_path) as v:
+        assert await v.read(ino) == data
+
+
+async def test_a_failed_sync_is_never_turned_into_a_success(clock, tmp_path, monkeypatch) -> None:
+    async with volume(tmp_path) as v:
+        v.store.offline = True
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        other, _ = await v.fs.create(ROOT_INO, b"b", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"data")
+        await v.fs.write(other, 0, b"data")
+
+        def failing(keys):
+            raise LocalDiskError(errno.EIO, "the disk failed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(v.blocks.files, "sync", failing)
+            with pytest.raises(LocalDiskError):
+                await v.fs.fsync(fh, False)
+        for _ in range(2):
+            with pytest.raises(LocalDiskError):
+                await v.fs.fsync(fh, False)
+        await v.fs.fsync(other, False)  # others are not concerned
+
+        v.store.offline = False
+        await v.fs.sync_remote()  # Discord has it: the doubt is over
+        await v.fs.write(fh, 4, b" and more")
+        await v.fs.fsync(fh, False)
+        assert await v.read(made.ino) == b"data and more"
+
+
+async def test_a_full_disk_serves_reads_without_keeping_them(clock, tmp_path, monkeypatch) -> None:
+    data = os.urandom(3 * BLOCK)
+    async with volume(tmp_path, min_free_bytes=1 << 20) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        monkeypatch.setattr(v.blocks.room, "_free_bytes", lambda: 0)
+        v.blocks.room._free = -1
+
+        assert await v.read(ino) == data
+        assert v.blocks.clean_blocks == 0
+
+
+async def test_a_full_disk_makes_writers_wait_and_fail_in_the_end(
+    clock, tmp_path, monkeypatch
+) -> None:
+    async with volume(tmp_path, min_free_bytes=1 << 20, deadline_s=5) as v:
+        monkeypatch.setattr(v.blocks.room, "_free_bytes", lambda: 0)
+        v.blocks.room._free = -1
+        with pytest.raises(FsError) as caught:
+            await v.make(b"a", b"x")
+        assert caught.value.errno == errno.ENOSPC
+
+
+async def test_writers_are_slowed_down_smoothly(clock) -> None:
+    """The nearer the budget's end, the longer a MiB takes; below three quarters it is free."""
+    mib = 1 << 20
+    limits = CacheLimits(1000 * mib, 0, 100 * mib)
+
+    async def none(at_least: int) -> int:
+        await trio.lowlevel.checkpoint()
+        return 0
+
+    room = Room(limits, free_bytes=lambda: 1 << 50, evict=none, clock=trio.current_time)
+    taken = []
+    for _ in range(100):
+        begun = trio.current_time()
+        await room.for_write(mib)
+        taken.append(trio.current_time() - begun)
+        room.dirty_bytes += mib
+
+    assert not any(taken[:76])
+    assert taken[76:] == sorted(taken[76:])
+    assert 0 < taken[77] < 0.05 < taken[99] <= 0.2
