@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTEST_ARGS ?=
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-crash-kill soak-crash-power demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -17,6 +17,9 @@ help:
 	@echo 'make lint    ruff, mypy, import contracts'
 	@echo 'make format  let ruff format the code'
 	@echo 'make bench   compare the mount with ext4 and with a do-nothing FUSE file system'
+	@echo 'make soak-faults  every fault of the service against every operation (25 minutes)'
+	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
+	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -48,5 +51,18 @@ format: .venv/.stamp-dev
 bench: .venv/.stamp-dev
 	$(BIN)/python tests/bench/run.py
 
+soak-faults: .venv/.stamp-dev
+	$(BIN)/python tests/faults/run.py --write
+
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov
+
+# Seeded; after an interruption the same command goes on with the next round. CRASH_ARGS='--seed 2'.
+CRASH_ARGS ?=
+
+soak-crash-kill: .venv/.stamp-dev
+	$(BIN)/python tests/crash/run.py kill --state .venv/.crash-kill.json --evidence docs/evidence/crash-kill.json $(CRASH_ARGS)
+
+soak-crash-power: .venv/.stamp-dev
+	@command -v mkfs.xfs >/dev/null || { echo '==> Installing xfsprogs'; apt-get install -y -qq --no-install-recommends xfsprogs; }
+	$(BIN)/python tests/crash/run.py power --state .venv/.crash-power.json --evidence docs/evidence/crash-power.json $(CRASH_ARGS)

@@ -34,6 +34,14 @@ _SLOT = struct.Struct("<QQQQ")
 _GROW_SLOTS = 4096
 
 
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
     """One dirty block as the table holds it. `pages` is a bitmap, bit n for page n."""
@@ -56,9 +64,12 @@ class Marks:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             size = os.fstat(self._fd).st_size
-            if size < _HEADER_BYTES:
+            if size < _HEADER_BYTES or not any(os.pread(self._fd, _HEAD.size, 0)):
+                # New, or a power cut took what was never synced: then no mark would count anyway.
                 os.ftruncate(self._fd, _HEADER_BYTES + _GROW_SLOTS * self._stride)
                 os.pwrite(self._fd, _HEAD.pack(_MAGIC, block_bytes), 0)
+                os.fsync(self._fd)
+                _sync_folder(path.parent)
             self._map = mmap.mmap(self._fd, 0)
         except OSError as error:
             raise LocalDiskError(error.errno or 0, f"marks: {error.strerror}") from error

@@ -214,10 +214,10 @@ class Outbox:
                     (ino, index, version),
                 )
 
-    async def all_dirty(self) -> list[tuple[Ino, int, int]]:
-        """Every synced block that is not on Discord: inode, index, page bitmap."""
-        rows = self._db.all("SELECT ino, idx, pages FROM dirty ORDER BY version")
-        return [(Ino(i), n, int.from_bytes(bytes(pages), "little")) for i, n, pages in rows]
+    async def all_dirty(self) -> list[tuple[Ino, int, int, int]]:
+        """Every synced block that is not on Discord: inode, index, version, page bitmap."""
+        rows = self._db.all("SELECT ino, idx, version, pages FROM dirty ORDER BY version")
+        return [(Ino(i), n, v, int.from_bytes(bytes(pages), "little")) for i, n, v, pages in rows]
 
     async def local_generations(self) -> list[tuple[Ino, int]]:
         """Local files that are not of generation 0."""

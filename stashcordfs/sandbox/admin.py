@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from stashcordfs.sandbox.settings import CHANGEABLE
-from stashcordfs.sandbox.store import Draft, new_token
+from stashcordfs.sandbox.store import Draft, NewAttachment, Upload, new_token
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from stashcordfs.sandbox.server import Sandbox
+    from stashcordfs.sandbox.app import Sandbox
+
+
+_OCTETS = "application/octet-stream"
 
 
 class Admin:
@@ -49,26 +52,33 @@ class Admin:
         return JSONResponse({"now": store.clock.wall()})
 
     async def faults(self, request: Request) -> Response:
-        """POST {"rules": [...]} replaces all rules; see faults.py for the kinds."""
+        """POST {"rules": [...], "seed": 0} replaces all rules; see faults.py for the kinds."""
+        faults = self._sandbox.faults
         if request.method == "POST":
             try:
-                self._sandbox.faults.replace((await request.json())["rules"])
-            except (ValueError, KeyError, TypeError) as error:
+                about = await request.json()
+                rules = about["rules"]
+                for rule in rules:
+                    _check_settings(rule.get("set", {}))
+                faults.replace(rules, seed=int(about.get("seed", 0)))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 return _bad(str(error))
-        return JSONResponse({"rules": self._sandbox.faults.rules})
+        return JSONResponse({"rules": faults.shown()})
 
     async def settings(self, request: Request) -> Response:
         changes: dict[str, Any] = await request.json()
-        if strange := changes.keys() - CHANGEABLE:
-            return _bad(f"not settings that can change: {', '.join(sorted(strange))}")
-        self._sandbox.change(dataclasses.replace(self._sandbox.settings, **changes))
+        try:
+            _check_settings(changes)
+        except ValueError as error:
+            return _bad(str(error))
+        self._sandbox.change_some(changes)
         return JSONResponse(changes)
 
     async def token(self, request: Request) -> Response:
-        """Another token from now on; the old one is refused."""
-        del request
+        """{"token": a given one, or none}: another from now on, the old one is refused."""
         store = self._sandbox.store
-        store.state["token"] = new_token(store.state["user_id"])
+        given = (await request.json()).get("token")
+        store.state["token"] = given or new_token(store.state["user_id"])
         store.save_state()
         return JSONResponse({"token": store.state["token"]})
 
@@ -79,7 +89,10 @@ class Admin:
         return JSONResponse({"token": token, "user_id": str(user_id)})
 
     async def message(self, request: Request) -> Response:
-        """{"channel_id", "type", "content"}: a message of somebody else, or of the system."""
+        """A message of somebody else, or of the system; `filename` and `size` give it a file.
+
+        {"channel_id", "author_id", "type", "content", "filename", "size"}; the first is needed.
+        """
         about: dict[str, Any] = await request.json()
         store = self._sandbox.store
         draft = Draft(
@@ -89,7 +102,13 @@ class Admin:
             type=int(about.get("type", 0)),
             content=str(about.get("content", "hello")),
         )
-        return JSONResponse({"id": str(store.add_message(draft, []))})
+        files = []
+        if "filename" in about:
+            path, size = store.incoming / secrets.token_hex(12), int(about.get("size", 1000))
+            path.write_bytes(secrets.token_bytes(size))
+            name = str(about["filename"])
+            files.append(NewAttachment(Upload(path, "0", name, size, _OCTETS), name, None, None))
+        return JSONResponse({"id": str(store.add_message(draft, files))})
 
     async def attachment(self, request: Request) -> Response:
         """Damage one: {"action": "corrupt", "offset"} | {"action": "truncate", "size"} | delete."""
@@ -116,3 +135,8 @@ class Admin:
 
 def _bad(message: str) -> Response:
     return JSONResponse({"message": message}, status_code=400)
+
+
+def _check_settings(changes: dict[str, Any]) -> None:
+    if strange := changes.keys() - CHANGEABLE:
+        raise ValueError(f"not settings that can change: {', '.join(sorted(strange))}")

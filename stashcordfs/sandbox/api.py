@@ -1,4 +1,4 @@
-"""The routes under /api/v10: what each takes and gives. Auth, limits and faults are server.py's."""
+"""The routes under /api/v10: what each takes and gives. Auth and limits are app.py's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from stashcordfs.sandbox.errors import ApiError, form_error, unknown
+from stashcordfs.sandbox.errors import ApiError, TooMany, form_error, unknown
 from stashcordfs.sandbox.forms import Form, read_form
 from stashcordfs.sandbox.ids import iso
 from stashcordfs.sandbox.store import Draft
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from stashcordfs.sandbox.server import Sandbox
+    from stashcordfs.sandbox.app import Sandbox
 
 Answer = tuple[int, Any]
 _PINS = 250
+_END = 2**63 - 1  # beyond every id
 
 
 class Api:
@@ -104,7 +105,7 @@ class Api:
             return
         wait = limit(str(channel), self._store.clock.monotonic())
         if wait is not None:
-            raise self._sandbox.too_many(wait, scope=scope)
+            raise TooMany(wait, scope)
 
     # Messages
 
@@ -120,11 +121,14 @@ class Api:
         shown = self._view.message(row)
         if form.payload.get("nonce") is not None:
             shown["nonce"] = form.payload["nonce"]  # here only, it is not stored
+        if self._sandbox.faults.take("create_message", "moderated"):
+            self._messages.delete(channel, int(row["id"]))
         return 200, shown
 
     async def get_message(self, request: Request) -> Answer:
         row = self._message(request)
-        if self._sandbox.faults.take("get_message", "hide"):
+        horizon = self._horizon("get_message", int(row["channel_id"]), int(row["id"]))
+        if row["id"] >= horizon:
             raise unknown("Message", 10008)
         if not self._sandbox.settings.read_history:
             raise ApiError(403, 50013, "Missing Permissions")
@@ -139,21 +143,41 @@ class Api:
             for key in ("before", "after", "around")
             if key in query
         }
-        if not self._sandbox.settings.read_history:
+        if self._blind("list_messages"):
             return 200, []
+        end = self._horizon("list_messages", channel)
         if "around" in at:
-            half = limit // 2
-            rows = self._store.page(channel, before=None, after=at["around"], limit=half)
+            half, middle = limit // 2, at["around"]
+            rows = self._store.page(channel, before=end, after=middle, limit=half)
             rows += self._store.page(
-                channel, before=at["around"] + 1, after=None, limit=limit - half
+                channel, before=min(end, middle + 1), after=None, limit=limit - half
             )
         else:
-            rows = self._store.page(
-                channel, before=at.get("before"), after=at.get("after"), limit=limit
-            )
-        if rows and self._sandbox.faults.take("list_messages", "hide"):
-            rows = rows[1:]
+            before = end if "after" in at else min(end, at.get("before", end))
+            rows = self._store.page(channel, before=before, after=at.get("after"), limit=limit)
         return 200, [self._view.message(row) for row in rows]
+
+    def _blind(self, route: str) -> bool:
+        """Whether lists are empty: the right to read the history is missing."""
+        if not self._sandbox.settings.read_history:
+            return True
+        return self._sandbox.faults.take(route, "no_history") is not None
+
+    def _horizon(self, route: str, channel: int, message: int | None = None) -> int:
+        """The id from which on messages are not there yet, by a fault that hides some."""
+
+        def first_hidden(fields: dict[str, Any]) -> int:
+            if fields["younger_s"] is not None:
+                return self._store.ids.at(self._store.clock.wall() - float(fields["younger_s"]))
+            newest = self._store.page(channel, before=None, after=None, limit=fields["newest"])
+            return int(newest[-1]["id"]) if newest else _END
+
+        def hides(fields: dict[str, Any]) -> bool:
+            last = self._store.page(channel, before=None, after=None, limit=1)
+            return bool(last) and (message or last[0]["id"]) >= first_hidden(fields)
+
+        rule = self._sandbox.faults.take(route, "hide", applies=hides)
+        return _END if rule is None else first_hidden(rule)
 
     async def edit_message(self, request: Request) -> Answer:
         form = await self.form(request)
@@ -194,7 +218,7 @@ class Api:
         return 200, [self._view.message(row) for row in rows]
 
     def _pins(self, channel: int, limit: int, *, before: float | None = None) -> list[sqlite3.Row]:
-        if not self._sandbox.settings.read_history:
+        if self._blind("get_pins"):
             return []
         return self._store.rows(
             "SELECT * FROM messages WHERE channel_id=? AND pinned < ? ORDER BY pinned DESC LIMIT ?",

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hmac
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
 from starlette.responses import PlainTextResponse, Response
+
+from stashcordfs.sandbox.bodies import Body
+from stashcordfs.sandbox.ids import time_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
 
-    from stashcordfs.sandbox.faults import Faults
-    from stashcordfs.sandbox.server import Sandbox
+    from stashcordfs.sandbox.app import Sandbox
 
 _PIECE = 256 * 1024
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -49,44 +49,44 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
 class Cdn:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
+        self._faults = sandbox.faults
         self.requests = 0
         self.sent_bytes = 0
 
     async def get(self, request: Request) -> Response:
         self.requests += 1
-        faults = self._sandbox.faults
-        if rule := faults.take("cdn", "delay"):
-            await anyio.sleep(float(rule.get("seconds", 1.0)))
-        if faults.take("cdn", "reset"):
-            self._sandbox.hang_up(request)
-            return Response()
-        if rule := faults.take("cdn", "status"):
-            return PlainTextResponse(_GONE, status_code=int(rule.get("status", 502)))
-        path = self._sandbox.store.files / str(request.path_params["attachment"])
-        if not self._valid(request) or not path.exists():
+        self._sandbox.look_at_switches()
+        early = await self._sandbox.injection.before(request, "cdn")
+        if early is not None:
+            return early
+        attachment = int(request.path_params["attachment"])
+        if rule := self._faults.take(
+            "cdn", "not_yet", applies=partial(self._too_young, attachment)
+        ):
+            return PlainTextResponse(_GONE, status_code=int(rule["status"]))
+        path = self._sandbox.store.served(attachment)
+        query = request.query_params
+        expires, issued, signature = (query.get(key, "") for key in ("ex", "is", "hm"))
+        lives = self._sandbox.view.link_lives(request.url.path, expires, issued, signature)
+        if path is None or not lives:
             return PlainTextResponse(_GONE, status_code=404)
-        return self._serve(request, path, faults)
+        return self._serve(request, path)
 
     async def media(self, _request: Request) -> Response:
         """The media proxy, which has images only; we have none."""
         self.requests += 1
         return PlainTextResponse("", status_code=415)
 
-    def _valid(self, request: Request) -> bool:
-        query = request.query_params
-        expires, issued, given = (query.get(key, "") for key in ("ex", "is", "hm"))
-        right = self._sandbox.view.signature(request.url.path, expires, issued)
-        if not hmac.compare_digest(right.encode(), given.encode()):
-            return False
-        return int(expires, 16) > self._sandbox.store.clock.wall()
+    def _too_young(self, attachment: int, fields: dict[str, Any]) -> bool:
+        return self._sandbox.store.clock.wall() - time_of(attachment) < float(fields["younger_s"])
 
-    def _serve(self, request: Request, path: Path, faults: Faults) -> Response:
+    def _serve(self, request: Request, path: Path) -> Response:
         size = path.stat().st_size
         row = self._sandbox.store.row("SELECT * FROM attachments WHERE id=?", int(path.name))
         kind = row["content_type"] if row else "application/octet-stream"
         headers = {"Accept-Ranges": "bytes", "Content-Type": kind, "Cache-Control": "private"}
         header = request.headers.get("range")
-        if faults.take("cdn", "ignore_range"):
+        if self._faults.take("cdn", "ignore_range"):
             header = None
         try:
             span = parse_range(header, size)
@@ -99,9 +99,20 @@ class Cdn:
         status = 206 if span else 200
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers)
-        stop = start + (end - start) // 2 if faults.take("cdn", "cut") else end
-        corrupt = faults.take("cdn", "corrupt") is not None
-        return _Body(self._pieces(path, start, stop, corrupt=corrupt), status, headers)
+        cut = self._faults.take("cdn", "cut")
+        expired = self._faults.take("cdn", "expire") is not None
+        if expired:
+            self._sandbox.view.expire_links(request.url.path, request.query_params["is"])
+        stop = start + (end - start) // 2 if cut or expired else end
+        corrupt = self._faults.take("cdn", "corrupt") is not None
+        return Body(
+            self._pieces(path, start, stop, corrupt=corrupt),
+            status,
+            headers,
+            broken=lambda: (
+                self._sandbox.injection.hang_up(request) if cut and cut["reset"] else None
+            ),
+        )
 
     async def _pieces(
         self, path: Path, start: int, end: int, *, corrupt: bool
@@ -116,29 +127,3 @@ class Cdn:
                 self.sent_bytes += len(piece)
                 await self._sandbox.pace(len(piece))
                 yield piece
-
-
-class _Body(Response):
-    """A body in pieces. When fewer come than were announced, the server hangs up."""
-
-    def __init__(self, pieces: AsyncIterator[bytes], status: int, headers: dict[str, str]) -> None:
-        self.pieces = pieces
-        self.status_code = status
-        self.background = None
-        self.body = b""
-        self.init_headers(headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        del scope, receive
-        head: dict[str, Any] = {
-            "type": "http.response.start",
-            "status": self.status_code,
-            "headers": self.raw_headers,
-        }
-        await send(head)
-        left = int(self.headers["content-length"])
-        async for piece in self.pieces:
-            left -= len(piece)
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-        if left == 0:
-            await send({"type": "http.response.body", "body": b""})

@@ -1,62 +1,236 @@
-"""Faults on request: rules that say on which route, of what kind, and how often. No I/O.
+"""Faults on request: which there are, and the rules that ask for them. No I/O.
 
-A rule is {"route", "kind", "count", "probability", ...}: route is a route's name
-("create_message", "cdn", ...) or "*"; count (1) is how often it strikes, probability (1.0) how
-likely at each chance; the further fields belong to the kind.
-
-Before the request is looked at:
-  status       answer `status` (502) with HTML; the request had no effect
-  early        the same as JSON, before the body is read, and hang up
-  reset        hang up without an answer
-  rate_limit   429 with `scope` (user, global, shared), `retry_after` (1.0), `code`
-  cloudflare   429 that is not the API's; `json` true for its JSON form
-  delay        wait `seconds` (1.0), then go on
-After it had its effect:
-  lost_answer  answer `status` (504) all the same, or hang up when it is 0, after `seconds` (0)
-  late         answer rightly, `seconds` (1.0) later than it could
-  no_headers   leave out the rate-limit headers
-  new_bucket   another bucket hash from here on
-  skew         shift X-RateLimit-Reset by `seconds` (40)
-Inside:
-  rename       the attachments of a create get other names
-  hide         a single message or the newest of a list is not there yet
-  linger       the CDN goes on serving what a delete removed
-  cut          the CDN ends in the middle of the body
-  ignore_range the CDN answers 200 with the whole
-  corrupt      the CDN flips a bit of what it sends
+A rule is {"kind", "route", "times", "for_s", "probability", ...}. `route` is a route's name, "cdn",
+or "*" (all that the kind can strike); `times` is how often it strikes (1, or without end when
+`for_s` is given); `for_s` how long it is in force, by the server's clock; `probability` (1.0) how
+likely it strikes at each chance, by a generator that each new set of rules starts from its seed.
+The further fields belong to the kind: see `TABLE`.
 """
 
 from __future__ import annotations
 
 import random
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
-BEFORE = ("delay", "status", "early", "reset", "rate_limit", "cloudflare")
-AFTER = ("lost_answer", "late", "no_headers", "new_bucket", "skew")
-INSIDE = ("rename", "hide", "linger", "cut", "ignore_range", "corrupt")
-KINDS = frozenset(BEFORE + AFTER + INSIDE)
+_COMMON = {"kind", "route", "times", "for_s", "probability"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kind. `rows` are numbers in behaviours.py; `fields` its own, with their defaults."""
+
+    about: str
+    rows: tuple[int, ...]
+    where: tuple[str, ...] = ("api",)  # "api" stands for all routes of the API
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def strikes(self, route: str) -> bool:
+        return route in self.where or ("api" in self.where and route != "cdn")
+
+
+_BOTH = ("api", "cdn")
+_CDN = ("cdn",)
+_CREATES = ("create_message", "execute_webhook", "edit_message")
+_DELETES = ("delete_message", "bulk_delete", "edit_message")
+
+# Before the request is looked at; it has no effect. In this order.
+BEFORE = {
+    "delay": Fault("wait `seconds`, then go on", (15,), _BOTH, {"seconds": 1.0}),
+    "slow_upload": Fault("read the body at `bytes_per_s`", (15,), fields={"bytes_per_s": 65536}),
+    "cut_upload": Fault(
+        "reset the connection after `bytes` of the body (0: half of it)", (1,), fields={"bytes": 0}
+    ),
+    "early": Fault(
+        "answer `status` and `code` as JSON before the body is read, and close",
+        (4,),
+        fields={"status": 401, "code": 0},
+    ),
+    "status": Fault(
+        "answer `status` (a list: one of them) with HTML, or with nothing when `empty`",
+        (5, 6, 16),
+        _BOTH,
+        {"status": 502, "empty": False, "retry_after": 0},
+    ),
+    "reset": Fault("reset the connection, no answer", (1,), _BOTH),
+    "refuse": Fault(
+        "answer `status` and `code` as JSON", (25, 26), fields={"status": 401, "code": 0}
+    ),
+    "rate_limit": Fault(
+        "answer 429 with `scope` (user, global, shared), `retry_after`, `code`",
+        (7, 8, 9, 10),
+        fields={"scope": "user", "retry_after": 1.0, "code": None},
+    ),
+    "cloudflare": Fault(
+        "answer 429 as Cloudflare does: error 1015, in its JSON form when `json`",
+        (11,),
+        fields={"json": False},
+    ),
+}
+# After it had its effect.
+AFTER = {
+    "lost_answer": Fault(
+        "answer `status` all the same, or reset when it is 0, after `seconds`",
+        (1, 6),
+        fields={"status": 504, "seconds": 0},
+    ),
+    "late": Fault("answer rightly, but only after `seconds` more", (15,), fields={"seconds": 1.0}),
+    "cut": Fault(
+        "end in the middle of the answer's body, with a reset when `reset`",
+        (1,),
+        _BOTH,
+        {"reset": False},
+    ),
+}
+# The headers of an answer, whatever it is.
+HEADERS = {
+    "new_bucket": Fault("another bucket hash from here on", (12,)),
+    "skew": Fault(
+        "shift `X-RateLimit-Reset` by `seconds`, give or take `jitter_s`",
+        (14,),
+        fields={"seconds": 40.0, "jitter_s": 0.0},
+    ),
+    "skew_date": Fault("shift `Date` by `seconds`", (14,), fields={"seconds": 40.0}),
+    "no_headers": Fault("leave out the rate-limit headers", (13,)),
+}
+# Within what the request does.
+INSIDE = {
+    "forget_nonce": Fault("do not know the nonce any more: a duplicate", (2,), ("create_message",)),
+    "moderated": Fault(
+        "somebody deletes the message as soon as it is made", (3,), ("create_message",)
+    ),
+    "interleave": Fault(
+        "post a message of somebody else, of one of `types`, just before",
+        (22,),
+        ("create_message",),
+        {"types": [0, 6, 7, 18]},
+    ),
+    "rename": Fault("give the attachments other names, theirs as title", (21,), _CREATES),
+    "empty_file": Fault("store the attachments with 0 bytes, and answer 200", (27,), _CREATES),
+    "hide": Fault(
+        "the `newest` of the channel, or all `younger_s` and less old, are not there yet",
+        (19,),
+        ("get_message", "list_messages"),
+        {"newest": 1, "younger_s": None},
+    ),
+    "no_history": Fault("a list is empty", (24,), ("list_messages", "get_pins")),
+    "linger": Fault(
+        "the CDN serves what this removes for `seconds` more", (18,), _DELETES, {"seconds": 3600}
+    ),
+    "not_yet": Fault(
+        "answer `status` for an attachment that is `younger_s` and less old",
+        (20,),
+        _CDN,
+        {"status": 404, "younger_s": 2.0},
+    ),
+    "expire": Fault("end in the middle of the body; the link is dead from here on", (17,), _CDN),
+    "ignore_range": Fault("answer 200 with the whole", (), _CDN),
+    "corrupt": Fault("flip a bit of what is sent", (), _CDN),
+}
+# Without a request of its own: settings, for as long as the rule is in force.
+SWITCHES = {
+    "switch": Fault(
+        "other settings, `set`, for `for_s`", (2, 16, 23, 24, 25, 28), _BOTH, {"set": {}}
+    ),
+}
+TABLE: dict[str, Fault] = BEFORE | AFTER | HEADERS | INSIDE | SWITCHES
+
+
+@dataclass(slots=True)
+class Rule:
+    kind: str
+    route: str
+    times: int | None  # None: without end
+    until: float | None
+    probability: float
+    fields: dict[str, Any]
+    struck: int = 0
+
+    def shown(self, now: float) -> dict[str, Any]:
+        left = None if self.until is None else max(0.0, round(self.until - now, 3))
+        about = {"kind": self.kind, "route": self.route, "times": self.times, "for_s": left}
+        return {**about, "probability": self.probability, "struck": self.struck, **self.fields}
 
 
 class Faults:
-    def __init__(self, chance: Callable[[], float] = random.random) -> None:
-        self._chance = chance
-        self.rules: list[dict[str, Any]] = []
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, routes: Collection[str] = ()
+    ) -> None:
+        """`routes` are the names that exist; without them any name is taken."""
+        self._clock = clock
+        self._routes = routes
+        self._random = random.Random(0)
+        self._rules: list[Rule] = []
 
-    def replace(self, rules: list[dict[str, Any]]) -> None:
-        for rule in rules:
-            if rule.get("kind") not in KINDS:
-                raise ValueError(f"no such kind: {rule.get('kind')}")
-        plain = {"route": "*", "count": 1, "probability": 1.0}
-        self.rules = [{**plain, **rule} for rule in rules]
+    def replace(self, rules: Iterable[dict[str, Any]], *, seed: int = 0) -> None:
+        """These rules from now on, and no others. ValueError says what is wrong with one."""
+        self._rules = [self._made(rule) for rule in rules]
+        self._random.seed(seed)
 
-    def take(self, route: str, kind: str) -> dict[str, Any] | None:
-        """The first rule that fits, used up by one."""
-        for rule in self.rules:
-            fits = rule["kind"] == kind and rule["route"] in (route, "*") and rule["count"] > 0
-            if fits and self._chance() < rule["probability"]:
-                rule["count"] -= 1
-                return rule
+    def _made(self, about: dict[str, Any]) -> Rule:
+        kind, route = str(about.get("kind")), str(about.get("route", "*"))
+        if kind not in TABLE:
+            raise ValueError(f"no such kind: {kind}")
+        fault = TABLE[kind]
+        if strange := about.keys() - _COMMON - fault.fields.keys():
+            raise ValueError(f"{kind} has no {', '.join(sorted(strange))}")
+        if self._routes and route not in {"*", *self._routes, *fault.where}:
+            raise ValueError(f"no such route for {kind}: {route}")
+        if route != "*" and not fault.strikes(route):
+            raise ValueError(f"{kind} does not strike {route}")
+        for_s = about.get("for_s")
+        times = about.get("times", 1 if for_s is None else None)
+        return Rule(
+            kind,
+            route,
+            None if times is None else int(times),
+            None if for_s is None else self._clock() + float(for_s),
+            float(about.get("probability", 1.0)),
+            {key: about.get(key, plain) for key, plain in fault.fields.items()},
+        )
+
+    def take(
+        self,
+        route: str,
+        kind: str,
+        *,
+        applies: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> dict[str, Any] | None:
+        """The fields of the first rule that fits, which is used up by one; None: no fault."""
+        for rule in self._rules:
+            fits = rule.kind == kind and rule.route in (route, "*") and TABLE[kind].strikes(route)
+            if not (fits and self._in_force(rule)) or (applies and not applies(rule.fields)):
+                continue
+            if self._random.random() < rule.probability:
+                rule.struck += 1
+                if rule.times is not None:
+                    rule.times -= 1
+                return {"kind": kind, **rule.fields}
         return None
+
+    def _in_force(self, rule: Rule) -> bool:
+        timely = rule.until is None or self._clock() < rule.until
+        return timely and (rule.times is None or rule.times > 0)
+
+    def switched(self) -> dict[str, Any]:
+        """Settings that rules in force replace."""
+        changes: dict[str, Any] = {}
+        for rule in self._rules:
+            if rule.kind == "switch" and self._in_force(rule):
+                changes |= rule.fields["set"]
+        return changes
+
+    def choose(self, values: Any) -> Any:
+        """One of a list's, else the value itself."""
+        return self._random.choice(values) if isinstance(values, list) else values
+
+    def around(self, width: float) -> float:
+        """A number between -width and width."""
+        return self._random.uniform(-width, width)
+
+    def shown(self) -> list[dict[str, Any]]:
+        return [rule.shown(self._clock()) for rule in self._rules]

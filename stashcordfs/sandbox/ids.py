@@ -34,6 +34,11 @@ class Snowflakes:
         self._last = max(self._last + 1, (int(self._clock.wall() * 1000) - EPOCH_MS) << 22)
         return self._last
 
+    @staticmethod
+    def at(unix_s: float) -> int:
+        """The lowest id of a time."""
+        return (int(unix_s * 1000) - EPOCH_MS) << 22
+
 
 def time_of(snowflake: int) -> float:
     return ((snowflake >> 22) + EPOCH_MS) / 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from stashcordfs.sandbox.faults import Faults
     from stashcordfs.sandbox.forms import Form
     from stashcordfs.sandbox.settings import SandboxSettings
-    from stashcordfs.sandbox.store import Store
+    from stashcordfs.sandbox.store import Store, Upload
 
 _OLD_S = 14 * 86_400.0
 
@@ -39,18 +40,30 @@ class Messages:
             raise ApiError(400, 50006, "Cannot send an empty message")
         nonce = None if draft.webhook_id else _nonce(payload)
         if nonce is not None and payload.get("enforce_nonce"):
-            before = self._store.nonce(
-                draft.author_id, nonce, self._store.clock.wall() - self.settings.nonce_window_s
+            made = self._made_before(draft.author_id, nonce)
+            if made is not None:
+                return made
+        if rule := self._faults.take(route, "interleave"):
+            kind = int(self._faults.choose(rule["types"]))
+            other = self._store.ids.next()
+            self._store.add_message(
+                Draft(draft.channel_id, other, "somebody", type=kind, content="hello"), []
             )
-            if before is not None:  # whatever its content or channel: the author counts
-                row = self._store.row("SELECT * FROM messages WHERE id=?", before)
-                if row is None:
-                    raise unknown("Message", 10008)
-                return row
         message_id = self._store.add_message(draft, attachments, nonce=nonce)
         self.created += 1
         self.acknowledged_bytes += sum(new.upload.size for new in attachments)
         return self.get(draft.channel_id, message_id)
+
+    def _made_before(self, author_id: int, nonce: str) -> sqlite3.Row | None:
+        """The message of this nonce, whatever its content or channel: the author counts."""
+        since = self._store.clock.wall() - self.settings.nonce_window_s
+        before = self._store.nonce(author_id, nonce, since)
+        if before is None or self._faults.take("create_message", "forget_nonce"):
+            return None
+        row = self._store.row("SELECT * FROM messages WHERE id=?", before)
+        if row is None:
+            raise unknown("Message", 10008)
+        return row
 
     def _fill(self, draft: Draft, payload: dict[str, Any]) -> None:
         content = payload.get("content") or ""
@@ -80,6 +93,7 @@ class Messages:
             raise ApiError(403, 50013, "Missing Permissions")
         described = {str(one.get("id")): one for one in listed}
         rename = form.files and self._faults.take(route, "rename")
+        empty = form.files and self._faults.take(route, "empty_file")
         made = []
         for number, upload in enumerate(form.files):
             if upload.size > self.settings.file_bytes:
@@ -88,7 +102,8 @@ class Messages:
             if rename:
                 filename, title = f"file{number}", upload.filename
             about = described.get(upload.part, {})
-            made.append(NewAttachment(upload, filename, title, about.get("description")))
+            kept = _emptied(upload) if empty else upload
+            made.append(NewAttachment(kept, filename, title, about.get("description")))
         return made
 
     # Reading
@@ -114,7 +129,7 @@ class Messages:
         embeds = draft.embeds if "embeds" in payload else json.loads(row["embeds"])
         if not (content or embeds or keep or new):
             raise ApiError(400, 50006, "Cannot send an empty message")
-        self._store.drop_attachments(present - keep)
+        self._drop(present - keep, "edit_message")
         self._store.add_attachments(row["channel_id"], message_id, new)
         self._store.run(
             "UPDATE messages SET content=?, embeds=?, edited=? WHERE id=?",
@@ -125,11 +140,10 @@ class Messages:
         )
         return self.get(row["channel_id"], message_id)
 
-    @staticmethod
-    def _kept(form: Form, present: set[int]) -> set[int]:
+    def _kept(self, form: Form, present: set[int]) -> set[int]:
         """Unlisted ones go; without a list all stay, but for an edit that brings files."""
         if "attachments" not in form.payload:
-            return set() if form.files else present
+            return set() if form.files and self.settings.edits_drop else present
         parts = {upload.part for upload in form.files}
         named = {
             str(one.get("id"))
@@ -142,8 +156,18 @@ class Messages:
 
     def delete(self, channel_id: int, message_id: int) -> None:
         self.get(channel_id, message_id)
-        linger = self._faults.take("delete_message", "linger") is not None
-        self._store.delete_messages(channel_id, [message_id], keep_files=linger)
+        self._delete(channel_id, {message_id}, "delete_message")
+
+    def _delete(self, channel_id: int, ids: set[int], route: str) -> None:
+        attachments = {int(row["id"]) for one in ids for row in self._store.attachments(one)}
+        self._store.delete_messages(channel_id, ids)
+        self._drop(attachments, route)
+
+    def _drop(self, attachments: set[int], route: str) -> None:
+        """Forget attachments. By a fault an edge cache goes on serving them for a time."""
+        rule = self._faults.take(route, "linger") if attachments else None
+        until = self._store.clock.wall() + float(rule["seconds"]) if rule else 0.0
+        self._store.drop_attachments(attachments, linger_until=until)
 
     def bulk_delete(self, channel_id: int, payload: dict[str, Any]) -> None:
         ids = payload.get("messages")
@@ -162,8 +186,12 @@ class Messages:
             raise ApiError(
                 400, 50034, "You can only bulk delete messages that are under 14 days old."
             )
-        linger = self._faults.take("bulk_delete", "linger") is not None
-        self._store.delete_messages(channel_id, wanted, keep_files=linger)
+        self._delete(channel_id, wanted, "bulk_delete")
+
+
+def _emptied(upload: Upload) -> Upload:
+    upload.path.write_bytes(b"")
+    return dataclasses.replace(upload, size=0)
 
 
 def _nonce(payload: dict[str, Any]) -> str | None:

@@ -27,8 +27,12 @@ class SandboxSettings:
     attach_files: bool = True
     send_messages: bool = True
     message_content: bool = False  # the intent: other authors' messages come back empty without
+    edits_drop: bool = True  # an edit that brings files and no list removes the other attachments
     premium_tier: int = 0
     latency_s: float = 0.0
+    ban_after: int = 10_000  # refusals of one address, until Cloudflare bans it; 0: never
+    ban_window_s: float = 600.0
+    ban_s: float = 3600.0
     bandwidth: int = 0  # bytes per second and transfer; 0: as fast as it goes
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import secrets
 import sqlite3
 from dataclasses import dataclass, field
@@ -177,9 +178,10 @@ class Store:
         """Newest first; with `after`, the messages just after it."""
         if after is not None:
             found = self.rows(
-                "SELECT * FROM messages WHERE channel_id=? AND id>? ORDER BY id LIMIT ?",
+                "SELECT * FROM messages WHERE channel_id=? AND id>? AND id<? ORDER BY id LIMIT ?",
                 channel_id,
                 min(after, 2**63 - 1),
+                2**63 - 1 if before is None else min(before, 2**63 - 1),
                 limit,
             )
             return found[::-1]
@@ -249,22 +251,31 @@ class Store:
                 new.upload.content_type,
             )
 
-    def delete_messages(self, channel_id: int, ids: Iterable[int], *, keep_files: bool) -> int:
-        gone = 0
+    def delete_messages(self, channel_id: int, ids: Iterable[int]) -> None:
+        """Their attachments are dropped by a call of its own."""
         for message_id in ids:
-            if self.message(channel_id, message_id) is None:
-                continue
-            attachments = [int(row["id"]) for row in self.attachments(message_id)]
-            self.drop_attachments(attachments, keep_files=keep_files)
-            gone += self.run("DELETE FROM messages WHERE id=?", message_id)
-        return gone
+            self.run("DELETE FROM messages WHERE id=? AND channel_id=?", message_id, channel_id)
 
-    def drop_attachments(self, ids: Iterable[int], *, keep_files: bool = False) -> None:
-        """Forget attachments; with `keep_files` an edge cache goes on serving them."""
+    def drop_attachments(self, ids: Iterable[int], *, linger_until: float = 0.0) -> None:
+        """Forget attachments; until the given time, Unix seconds, the CDN goes on serving them."""
         for attachment_id in ids:
             self.run("DELETE FROM attachments WHERE id=?", attachment_id)
-            if not keep_files:
-                (self.files / str(attachment_id)).unlink(missing_ok=True)
+            path = self.files / str(attachment_id)
+            if linger_until and path.exists():
+                os.utime(path, (linger_until, linger_until))  # survives a restart
+            else:
+                path.unlink(missing_ok=True)
+
+    def served(self, attachment_id: int) -> Path | None:
+        """The file of an attachment that exists, or lingers."""
+        path = self.files / str(attachment_id)
+        if not path.exists():
+            return None
+        known = self.row("SELECT 1 FROM attachments WHERE id=?", min(attachment_id, 2**63 - 1))
+        if known or path.stat().st_mtime > self.clock.wall():
+            return path
+        path.unlink()
+        return None
 
 
 def new_token(user_id: int) -> str:

@@ -52,6 +52,7 @@ class View:
         self._store = store
         self.base_url = base_url
         self.settings: SandboxSettings | None = None
+        self._dead: dict[str, int] = {}  # path -> links issued until then are not served
         self._viewer: ContextVar[int | None] = ContextVar("viewer", default=None)
 
     # Who asks: set for the task that answers one request
@@ -69,10 +70,22 @@ class View:
         return hmac.new(key, f"{path}?{expires}&{issued}".encode(), hashlib.sha256).hexdigest()
 
     def link(self, path: str, lifetime_s: int) -> str:
-        now = int(self._store.clock.wall())
+        now = max(int(self._store.clock.wall()), self._dead.get(path, 0) + 1)
         expires, issued = f"{now + lifetime_s:x}", f"{now:x}"
         signature = self.signature(path, expires, issued)
         return f"{self.base_url}{path}?ex={expires}&is={issued}&hm={signature}&"
+
+    def expire_links(self, path: str, issued: str) -> None:
+        """What was issued until then is dead; a new link lives."""
+        self._dead[path] = int(issued, 16)
+
+    def link_lives(self, path: str, expires: str, issued: str, signature: str) -> bool:
+        right = self.signature(path, expires, issued)
+        if not hmac.compare_digest(right.encode(), signature.encode()):
+            return False
+        if int(issued, 16) <= self._dead.get(path, -1):
+            return False
+        return int(expires, 16) > self._store.clock.wall()
 
     # Objects
 

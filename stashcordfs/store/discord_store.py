@@ -118,7 +118,7 @@ class DiscordStore:
         """An id before every message that is posted from now on: ids grow with time."""
         if self._newest is None:
             newest = 0
-            for channel in self._busy:
+            for channel in list(self._busy):
                 page = await self._client.list_messages(channel, limit=1, background=True)
                 newest = max([newest, *(message.id for message in page)])
             with suppress(AccessDenied, NotFound):  # the defaults do as well
@@ -133,7 +133,7 @@ class DiscordStore:
         """
         own = await self._client.own_id()
         found: dict[str, Location] = {}
-        for channel in self._busy:
+        for channel in list(self._busy):
             for message in await self._after(channel, after):
                 if message.author_id == own:
                     found |= {

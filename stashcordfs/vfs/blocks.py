@@ -264,6 +264,9 @@ class Blocks(BlockTable):
             elif not live.dirty:
                 live.sync_failed = None  # Discord has all of it now
             self._marks.release(dirty.slot)
+            if not live.dirty and not live.gone:
+                live.synced_size = live.size
+                await self.journal.size_synced(live.ino, live.size, whole=not live.size_changed)
             self.leave(live)
         self.room.progressed()
 
@@ -309,6 +312,7 @@ class Blocks(BlockTable):
         synced = any(d.synced for i, d in live.dirty.items() if (i + 1) * self.block_bytes > size)
         await self.journal.truncate(live.ino, size, self.block_bytes, now_ns)
         live.size, live.size_changed = size, False
+        live.synced_size = min(live.synced_size, size)
         await self._forget_beyond(live, size)
         if size == 0:
             await self._new_generation(live)

@@ -63,7 +63,7 @@ class Durability:
         for live in resized:
             if live.size_changed and not live.gone:
                 live.size_changed = False
-                await self._journal.set_attributes(live.ino, size=live.size)
+                await self._journal.grow(live.ino, live.size, synced=live.synced_size)
             self._blocks.leave(live)
 
     async def commit(self) -> None:
@@ -81,6 +81,7 @@ class Durability:
         blocks = self._blocks
         wanted = [v for v in (blocks.unsynced if lives is None else lives) if v in blocks.unsynced]
         rows = {live: self._unsynced_rows(live) for live in wanted}
+        sizes = {live: live.size for live in wanted}  # now: later bytes may miss this sync
         blocks.unsynced.difference_update(wanted)
         keys = [live.key for live, some in rows.items() if some and blocks.files.exists(live.key)]
         try:
@@ -96,6 +97,9 @@ class Durability:
         for live, some in rows.items():
             if live.sync_failed is None and not live.gone:
                 await self._put_dirty(live, some)
+                live.synced_size = min(sizes[live], live.size)
+                whole = sizes[live] >= live.size
+                await self._journal.size_synced(live.ino, live.synced_size, whole=whole)
         await self._sync_journal()
         for live in wanted if lives is None else lives:
             if live.sync_failed is not None:
@@ -106,7 +110,10 @@ class Durability:
         return [(i, d.version, d.pages, d) for i, d in live.dirty.items() if d.synced < d.version]
 
     async def _put_dirty(self, live: Live, rows: Sequence[tuple[int, int, int, Dirty]]) -> None:
-        alive = [row for row in rows if live.dirty.get(row[0]) is row[3]]
+        # What was uploaded meanwhile has no row any more, and must not get one again.
+        alive = [
+            row for row in rows if live.dirty.get(row[0]) is row[3] and row[1] > row[3].uploaded
+        ]
         if not alive:
             return
         await self._journal.put_dirty(live.ino, [row[:3] for row in alive])

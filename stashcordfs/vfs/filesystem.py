@@ -409,4 +409,4 @@ class FileSystem:
             if live.dirty and await self.is_below(live.ino, below)
         }
         await self._uploader.flush(lambda live: live.ino in inodes)
-        await self._durability.sync([])
+        await self._durability.sync()

@@ -52,6 +52,7 @@ class Live:
     ino: Ino
     size: int
     generation: int
+    synced_size: int = 0  # how far its bytes are durable, where the journal's size is ahead
     handles: int = 0
     writers: int = 0
     nameless: bool = False

@@ -44,7 +44,6 @@ class Room:
         *,
         free_bytes: Callable[[], int],
         evict: Callable[[int], Awaitable[int]],
-        clock: Callable[[], float],
     ) -> None:
         """`free_bytes` asks the disk; `evict` frees at least so many bytes, if it can."""
         self.limits = limits
@@ -53,18 +52,18 @@ class Room:
         self.pressure = trio.Event()  # set: upload everything, somebody waits
         self._free_bytes = free_bytes
         self._evict = evict
-        self._clock = clock
         self._free = -1
         self._unchecked = 0
-        self._paced_until_s = 0.0
+        self._turn = trio.Lock()
         self._progress = trio.Event()
         self._waiters = 0
 
     async def for_write(self, length: int) -> None:
         """Return when dirty bytes may be added. ENOSPC when nothing moves for the deadline."""
-        await self._pace(length)
-        if not self._fits(length, dirty=True):
-            await self._wait_for(length)
+        if self._turn.locked() or self._over() > 0 or not self._fits(length, dirty=True):
+            async with self._turn:  # first come, first served: no later write overtakes
+                await self._pace(length)
+                await self._wait_for(length)
         self._unchecked += length
 
     async def for_clean(self, length: int) -> bool:
@@ -83,13 +82,13 @@ class Room:
             self._progress = trio.Event()
 
     async def _pace(self, length: int) -> None:
+        if self._over() > 0:
+            await trio.sleep(length / _MIB * _PACE_S_PER_MIB * self._over())
+
+    def _over(self) -> float:
+        """How far into the last quarter of the dirty budget, from 0 to 1."""
         over = self.dirty_bytes / max(1, self.limits.dirty_bytes) - _PACED_FROM
-        if over <= 0:
-            return
-        now = self._clock()
-        cost_s = length / _MIB * _PACE_S_PER_MIB * min(1.0, over / (1 - _PACED_FROM))
-        self._paced_until_s = max(now, self._paced_until_s) + cost_s  # writers share one rate
-        await trio.sleep(self._paced_until_s - now)
+        return min(1.0, over / (1 - _PACED_FROM))
 
     def _fits(self, length: int, *, dirty: bool) -> bool:
         limits = self.limits

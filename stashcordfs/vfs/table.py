@@ -62,7 +62,7 @@ class BlockTable:
         self.files = files
         self.journal = journal
         self.block_bytes = block_bytes
-        self.room = Room(limits, free_bytes=files.free_bytes, evict=self.evict, clock=clock)
+        self.room = Room(limits, free_bytes=files.free_bytes, evict=self.evict)
         self.live: dict[Ino, Live] = {}
         self.queue: OrderedDict[int, tuple[Live, int]] = OrderedDict()  # dirty, oldest first
         self.unsynced: set[Live] = set()
@@ -70,6 +70,7 @@ class BlockTable:
         self._clock = clock
         self._clean: OrderedDict[int, int] = OrderedDict()
         self._generations: dict[Ino, int] = {}
+        self._synced_sizes: dict[Ino, int] = {}
         self._version = 0
         self._version_end = 0
 
@@ -82,6 +83,7 @@ class BlockTable:
     async def load(self, *, power_lost: bool) -> None:
         """Take up what an earlier run left. `power_lost`: trust only what was synced."""
         self._generations = dict(await self.journal.local_generations())
+        self._synced_sizes = dict(await self.journal.synced_sizes())
         on_disk = dict(self.files.scan())
         if power_lost:
             await self._load_synced(on_disk)
@@ -119,15 +121,26 @@ class BlockTable:
     async def _load_synced(self, on_disk: dict[tuple[Ino, int], int]) -> None:
         for mark in list(self._marks):
             self._marks.release(mark.slot)
-        for ino, index, pages in await self.journal.all_dirty():
+        await self._fall_back()
+        for ino, index, version, pages in await self.journal.all_dirty():
             live = await self.enter(ino, required=False)
             if live is None or live.key not in on_disk or index * self.block_bytes >= live.size:
+                await self.journal.drop_dirty(ino, [(index, version)])
                 continue
             slot = self._marks.claim(
                 ino, live.generation, index, await self._next_version(), pages=pages
             )
             await self._adopt(live, index, slot, pages, whole=False)
         self._forget_idle()
+
+    async def _fall_back(self) -> None:
+        """Cut files at the size up to which their bytes were synced."""
+        for ino, size in self._synced_sizes.items():
+            found = await self.journal.getattr(ino)
+            if found.size > size:
+                await self.journal.truncate(ino, size, self.block_bytes, found.mtime_ns)
+            await self.journal.size_synced(ino, size, whole=True)
+        self._synced_sizes = {}
 
     async def _adopt(self, live: Live, index: int, slot: int, pages: int, *, whole: bool) -> None:
         entry = await self.journal.chunk_at(live.ino, index)
@@ -187,7 +200,8 @@ class BlockTable:
                 if required:
                     raise
                 return None
-            live = Live(ino, attributes.size, self._generations.get(ino, 0))
+            synced = self._synced_sizes.pop(ino, attributes.size)
+            live = Live(ino, attributes.size, self._generations.get(ino, 0), synced)
             self.live[ino] = live
         return live
 

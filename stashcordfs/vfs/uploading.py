@@ -387,6 +387,7 @@ class Uploader:
             ]
             await self._journal.commit_chunks([(u.live.ino, u.index, c, u.valid) for u, c in part])
             for u, _ in part:
+                u.dirty.uploaded = max(u.dirty.uploaded, u.version)
                 await self._journal.drop_dirty(u.live.ino, [(u.index, u.version)])
             await trio.lowlevel.checkpoint()
         if intent:

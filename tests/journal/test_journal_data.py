@@ -125,7 +125,7 @@ async def test_truncating_cuts_the_edge_and_drops_what_is_beyond(journal, ino):
     assert (after.size, after.mtime_ns, after.ctime_ns) == (BLOCK + 1, 70, 70)
     await journal.truncate(ino, 9 * BLOCK, BLOCK, 71)  # the old bytes don't come back
     assert await stored(journal, ino) == BLOCK + 1
-    assert [index for _, index, _ in await journal.all_dirty()] == [0, 1]
+    assert [index for _, index, _, _ in await journal.all_dirty()] == [0, 1]
     await journal.truncate(ino, 0, BLOCK, 72)
     assert await stored(journal, ino) == 0
     assert await journal.all_dirty() == []
@@ -159,7 +159,7 @@ async def test_a_long_chunk_list_is_purged_in_batches(journal, ino, monkeypatch)
 async def test_dirty_rows_go_only_at_their_version(journal, ino):
     await journal.put_dirty(ino, [(0, 5, 1 << 200), (1, 6, 3)])
     await journal.drop_dirty(ino, [(0, 4), (1, 6)])
-    assert await journal.all_dirty() == [(ino, 0, 1 << 200)]
+    assert await journal.all_dirty() == [(ino, 0, 5, 1 << 200)]
 
 
 async def test_cached_blocks(journal):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from stashcordfs.sandbox.cdn import parse_range
-from stashcordfs.sandbox.faults import Faults
 from stashcordfs.sandbox.ids import EPOCH_MS, Clock, Snowflakes, clean_filename, time_of
 from stashcordfs.sandbox.limits import Limits
 
@@ -101,12 +100,3 @@ def test_ranges(header, span):
 def test_ranges_beyond_the_end(header):
     with pytest.raises(ValueError, match=r"end|empty"):
         parse_range(header, 10)
-
-
-def test_a_fault_is_used_up_on_its_route_only():
-    faults = Faults()
-    faults.replace([{"kind": "reset", "route": "me", "count": 2}])
-    assert faults.take("guild", "reset") is None
-    assert [faults.take("me", "reset") is not None for _ in range(3)] == [True, True, False]
-    with pytest.raises(ValueError, match="no such kind"):
-        faults.replace([{"kind": "gremlin"}])

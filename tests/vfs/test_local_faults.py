@@ -198,7 +198,7 @@ async def test_writers_are_slowed_down_smoothly(clock) -> None:
         await trio.lowlevel.checkpoint()
         return 0
 
-    room = Room(limits, free_bytes=lambda: 1 << 50, evict=none, clock=trio.current_time)
+    room = Room(limits, free_bytes=lambda: 1 << 50, evict=none)
     taken = []
     for _ in range(100):
         begun = trio.current_time()

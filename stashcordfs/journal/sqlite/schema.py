@@ -96,6 +96,10 @@ CREATE TABLE cached (
     ino INTEGER NOT NULL, idx INTEGER NOT NULL, length INTEGER NOT NULL, sums BLOB NOT NULL,
     PRIMARY KEY (ino, idx)) WITHOUT ROWID;
 
+-- Files that have grown since their bytes were last synced, and their size then: after a power cut
+-- the size falls back to it, else bytes that never reached the disk would read as zeros.
+CREATE TABLE synced_sizes (ino INTEGER NOT NULL PRIMARY KEY, size INTEGER NOT NULL);
+
 -- Attachments whose upload was given up while its outcome was unknown: deleted when they appear.
 CREATE TABLE watched (
     filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
@@ -129,6 +133,7 @@ MIGRATIONS: dict[int, str] = {
     CREATE TABLE cached (
         ino INTEGER NOT NULL, idx INTEGER NOT NULL, length INTEGER NOT NULL, sums BLOB NOT NULL,
         PRIMARY KEY (ino, idx)) WITHOUT ROWID;
+    CREATE TABLE synced_sizes (ino INTEGER NOT NULL PRIMARY KEY, size INTEGER NOT NULL);
     CREATE TABLE watched (
         filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
         given_up_ns INTEGER NOT NULL) WITHOUT ROWID;

@@ -1,0 +1,135 @@
+"""The fault matrix: each of the service's bad days against each operation, on a real mount.
+
+    python tests/faults/run.py [--only WORD] [--write]
+
+With --write the findings go to docs/evidence/fault-matrix.json and .md. Exit code 1 when an
+operation hung, gave wrong data, failed where it must not, or did not recover.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
+from matrix import OPERATIONS, RECOVER_S, SETTINGS, WAIT_S, Matrix, Result
+from mounted import fuse_missing
+from rows import ROWS
+
+ROOT = Path(__file__).resolve().parents[2]
+EVIDENCE = ROOT / "docs" / "evidence"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--write", action="store_true", help="write the evidence")
+    parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
+    options = parser.parse_args()
+    if reason := fuse_missing():
+        print(f"faults: {reason}", file=sys.stderr)
+        return 2
+    # in the background a shell ignores SIGINT for us, and our commands would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    rows = [row for row in ROWS if options.only in row.name]
+    results: list[Result] = []
+    begun = time.monotonic()
+    commit = commit_now()
+    with (
+        tempfile.TemporaryDirectory(dir=options.dir, prefix="stashcordfs-faults-") as name,
+        Matrix.on(Path(name) / "volume") as matrix,
+    ):
+        for row in rows:
+            results.append(matrix.run(row))
+            said = "; ".join(results[-1].problems) or "as it should be"
+            print(f"{time.monotonic() - begun:6.0f} s  {row.name}: {said}", flush=True)
+    show(results)
+    if options.write:
+        write(results, commit)
+    return int(any(result.problems for result in results))
+
+
+def show(results: list[Result]) -> None:
+    table = Table(title="outcome and seconds of each operation while the fault is there")
+    for heading in ("fault", *OPERATIONS, "recovered"):
+        table.add_column(heading, overflow="fold")
+    for result in results:
+        style = "red" if result.problems else ""
+        table.add_row(*cells_of(result), style=style)
+    Console(width=200).print(table)
+
+
+def cells_of(result: Result) -> list[str]:
+    cells = [result.cells.get(name) for name in OPERATIONS]
+    texts = ["-" if cell is None else f"{cell.outcome} {cell.seconds:.1f}" for cell in cells]
+    back = "no" if result.recovered_s is None else f"{result.recovered_s:.0f} s"
+    return [result.row, *texts, f"{back}, {result.after}" if result.after else back]
+
+
+def write(results: list[Result], commit: str) -> None:
+    EVIDENCE.mkdir(exist_ok=True)
+    about = {
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+        "settings": SETTINGS,
+        "wait_s": WAIT_S,
+        "recover_s": RECOVER_S,
+        "rows": [result.as_json() for result in results],
+    }
+    text = json.dumps(about, indent=1) + "\n"
+    (EVIDENCE / "fault-matrix.json").write_text(text, encoding="utf-8")
+    (EVIDENCE / "fault-matrix.md").write_text(markdown(results, commit), encoding="utf-8")
+
+
+def markdown(results: list[Result], commit: str) -> str:
+    wrong = [result for result in results if result.problems]
+    lines = [
+        "# Fault matrix",
+        "",
+        f"Commit {commit}, {time.strftime('%Y-%m-%d')}, made by `make soak-faults`. Settings:",
+        f"{', '.join(f'{k} = {v}' for k, v in SETTINGS.items())}.",
+        "",
+        "Each cell is an operation's outcome while the fault is there, and its seconds.",
+        f"`waits`: the command waited for Discord for {WAIT_S:.0f} s and heeded an interrupt",
+        "(`umount` was then given `--no-wait`). `recovered`: seconds from the fault's end until",
+        f"all was on Discord and an evicted file could be read; `no`: not in {RECOVER_S:.0f} s.",
+        "After each row a mount without local data has read back what was written meanwhile.",
+        "",
+        f"{len(results)} rows, {len(wrong)} with a problem.",
+        "",
+        *[f"* {result.row}: {'; '.join(result.problems)}" for result in wrong],
+        "",
+        "| no. | fault | " + " | ".join(OPERATIONS) + " | recovered | refusals |",
+        "| " + "--- | " * (len(OPERATIONS) + 4),
+    ]
+    for result in results:
+        name, *rest = cells_of(result)
+        number = "-" if result.number is None else str(result.number)
+        lines.append(f"| {number} | {name} | {' | '.join(rest)} | {result.refusals} |")
+    lines += [
+        "",
+        "The numbers are those of the behaviours in `sandbox.md`. Refusals: answers of 401,",
+    ]
+    return "\n".join([*lines, "403 and 429 (not of a shared limit) while the row ran.", ""])
+
+
+def commit_now() -> str:
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "stashcordfs/", ":!stashcordfs/sandbox")
+    return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
