@@ -171,6 +171,7 @@ class LocalFiles:
             return
         fd = self._open.pop(key, None)
         path = self.path(key)
+        self._there.discard(_packed(key))  # first: a sync in its thread may look for the file
         try:
             if fd is None:
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -189,7 +190,6 @@ class LocalFiles:
         finally:
             if fd is not None:
                 os.close(fd)
-        self._there.discard(_packed(key))
 
     def spares_wanted(self) -> list[str]:
         """Names of the spares that should be made ahead; empty while there are enough."""
@@ -239,7 +239,12 @@ class LocalFiles:
                 return
             for key in keys:
                 path = self.path(key)
-                self._sync_path(path)
+                try:
+                    self._sync_path(path)
+                except FileNotFoundError:
+                    if self.exists(key):
+                        raise
+                    continue  # given up meanwhile: Discord has it, or nobody wants it any more
                 self._sync_path(path.rpartition("/")[0])
         except OSError as error:
             raise _local(error, "sync") from error

@@ -191,6 +191,9 @@ class Blocks(BlockTable):
         was_clean = self._clean.pop(key, None)
         if was_clean is not None:
             self.room.used_bytes -= was_clean
+            # Its checksums end here: the upload's commit must not find them still in force, as a
+            # process killed right after it would serve zeros beyond the old length.
+            await self.journal.cached_add(key)
         version = await self._next_version()
         slot = self._marks.claim(live.ino, live.generation, index, version)
         now = self._clock()

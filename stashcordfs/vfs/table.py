@@ -174,7 +174,11 @@ class BlockTable:
                 continue
             entry = await self.journal.chunk_at(ino, index) if trust and length else None
             there = on_disk.get(self._file_of(ino), 0)
-            if entry is None or there < index * self.block_bytes + length:
+            if (
+                entry is None
+                or entry.valid_length != length  # a row of what the block was before
+                or there < index * self.block_bytes + length
+            ):
                 await self.journal.cached_remove([key])
             else:
                 self._add_clean(key, length)

@@ -91,6 +91,8 @@ def test_few_files_are_synced_one_by_one_and_many_at_once(files: LocalFiles) -> 
 
 
 def test_a_refusing_disk_is_told_by_errno(files: LocalFiles, tmp_path: Path) -> None:
+    files.write((Ino(77), 0), 0, b"x")
+    Path(files.path((Ino(77), 0))).unlink()  # not by us
     with pytest.raises(LocalDiskError) as caught:
         files.sync([(Ino(77), 0)])
     assert caught.value.errno == errno.ENOENT

@@ -138,6 +138,44 @@ async def test_a_marked_page_that_was_never_written_is_no_data(
         assert await v.read(ino) == data
 
 
+async def test_old_checksums_do_not_outlive_an_append_whose_upload_was_the_last_act(
+    clock, tmp_path, monkeypatch
+) -> None:
+    """Killed after the upload's commit, before the next: the block must not end where it did."""
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", b"a" * 4096)
+        await v.fs.sync_remote()
+        await v.durability.sync()
+        fh = await v.fs.open(ino, 2)
+        await v.fs.write(fh, 4096, b"b" * 4096)
+        await v.durability.commit()
+        with monkeypatch.context() as patch:  # what comes after the commit never happens
+            patch.setattr(v.journal, "cached_add", _nothing)
+            await v.fs.sync_remote()
+    async with volume(tmp_path) as v:
+        assert await v.read(ino) == b"a" * 4096 + b"b" * 4096
+
+
+async def _nothing(*_: object) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def test_a_file_given_up_during_its_sync_is_no_failure(clock, tmp_path, monkeypatch) -> None:
+    async with volume(tmp_path, upload=False) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"data")
+        sync = v.blocks.files.sync
+
+        def late(keys):
+            for key in keys:
+                v.blocks.files.remove(key)
+            sync(keys)
+
+        monkeypatch.setattr(v.blocks.files, "sync", late)
+        await v.fs.fsync(fh, False)
+        assert v.blocks.live[made.ino].sync_failed is None
+
+
 async def test_a_failed_sync_is_never_turned_into_a_success(clock, tmp_path, monkeypatch) -> None:
     async with volume(tmp_path) as v:
         v.store.offline = True
