@@ -46,6 +46,7 @@ class Durability:
         self._commit_every_s = commit_every_s
         self._sync_every_s = sync_every_s
         self._resized: set[Live] = set()
+        self._under_way: dict[Live, trio.Event] = {}
         self._wanted = trio.Event()
         journal.on_first_write(self._want_commit)
 
@@ -78,11 +79,29 @@ class Durability:
         kernel may have dropped the pages and tells so once (fsync(2), "errors"). The inodes
         concerned fail until Discord has what was dirty then.
         """
+        # A sync under way took these inodes off `unsynced`, but has not made them durable yet.
+        concerned = list(self._under_way) if lives is None else lives
+        for done in [self._under_way[live] for live in concerned if live in self._under_way]:
+            await done.wait()
         blocks = self._blocks
         wanted = [v for v in (blocks.unsynced if lives is None else lives) if v in blocks.unsynced]
+        blocks.unsynced.difference_update(wanted)
+        done = trio.Event()
+        self._under_way.update(dict.fromkeys(wanted, done))
+        try:
+            await self._make_durable(wanted)
+        finally:
+            for live in [v for v, event in self._under_way.items() if event is done]:
+                del self._under_way[live]
+            done.set()
+        for live in wanted if lives is None else lives:
+            if live.sync_failed is not None:
+                raise live.sync_failed
+
+    async def _make_durable(self, wanted: Sequence[Live]) -> None:
+        blocks = self._blocks
         rows = {live: self._unsynced_rows(live) for live in wanted}
         sizes = {live: live.size for live in wanted}  # now: later bytes may miss this sync
-        blocks.unsynced.difference_update(wanted)
         keys = [live.key for live, some in rows.items() if some and blocks.files.exists(live.key)]
         try:
             if keys:
@@ -101,9 +120,6 @@ class Durability:
                 whole = sizes[live] >= live.size
                 await self._journal.size_synced(live.ino, live.synced_size, whole=whole)
         await self._sync_journal()
-        for live in wanted if lives is None else lives:
-            if live.sync_failed is not None:
-                raise live.sync_failed
 
     @staticmethod
     def _unsynced_rows(live: Live) -> list[tuple[int, int, int, Dirty]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,35 @@ async def test_writers_are_slowed_down_smoothly(clock) -> None:
     assert not any(taken[:76])
     assert taken[76:] == sorted(taken[76:])
     assert 0 < taken[77] < 0.05 < taken[99] <= 0.2
+
+
+async def test_an_fsync_waits_for_the_sync_that_has_its_file_in_hand(
+    clock, tmp_path, monkeypatch
+) -> None:
+    async with volume(tmp_path, upload=False) as v:
+        fh, _ = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"data")
+        may, synced = threading.Event(), []
+        sync = v.blocks.files.sync
+
+        def slow(keys):
+            may.wait(10)
+            sync(keys)
+            synced.extend(keys)
+
+        monkeypatch.setattr(v.blocks.files, "sync", slow)
+        v.nursery.start_soon(v.durability.sync)  # the timer's
+        await trio.testing.wait_all_tasks_blocked()
+        returned = []
+
+        async def fsync() -> None:
+            await v.fs.fsync(fh, False)
+            returned.append(list(synced))
+
+        v.nursery.start_soon(fsync)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not returned
+        may.set()
+        await trio.sleep(1)
+        assert returned
+        assert returned[0]
