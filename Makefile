@@ -17,7 +17,7 @@ help:
 	@echo 'make lint    ruff, mypy, import contracts'
 	@echo 'make format  let ruff format the code'
 	@echo 'make bench   compare the mount with ext4 and with a do-nothing FUSE file system'
-	@echo 'make soak-faults  every fault of the service against every operation (25 minutes)'
+	@echo 'make soak-faults  every fault of the service against every operation (15 minutes)'
 	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
 	@echo 'make clean   remove the virtual environment and what tools have left'

@@ -21,7 +21,7 @@ CHOSEN = [
     "answer lost, nonce forgotten",
     "429, shared",
     "a link expires while read",
-    "CDN lags, 404 once",
+    "not yet on the CDN, 404 once",
 ]
 
 
