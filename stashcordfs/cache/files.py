@@ -46,6 +46,18 @@ def _packed(key: FileKey) -> int:
     return key[0] << 64 | key[1]
 
 
+def sync_path(path: str | Path) -> None:
+    """Make a file's bytes, or a folder's names, durable. Blocks."""
+    # A descriptor of its own: the shared ones may be closed by the loop meanwhile. Linux
+    # reports a writeback error once to every descriptor opened before it happened, and to
+    # one opened later if nobody has seen it yet (errseq_t).
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
 class _Descriptors(LRUCache[FileKey, int]):
     def popitem(self) -> tuple[FileKey, int]:
         key, fd = super().popitem()
@@ -70,7 +82,8 @@ class LocalFiles:
                 (root / f"{name:02x}").mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.rmtree(root / _SPARE_FOLDER, ignore_errors=True)
             (root / _SPARE_FOLDER).mkdir(mode=0o700)
-            self._there.update(_packed(key) for key, _ in self.scan())
+            self.at_start = dict(self.scan())  # lengths in bytes, for whoever loads
+            self._there.update(_packed(key) for key in self.at_start)
         except OSError as error:
             raise _local(error, "mkdir") from error
 
@@ -240,25 +253,14 @@ class LocalFiles:
             for key in keys:
                 path = self.path(key)
                 try:
-                    self._sync_path(path)
+                    sync_path(path)
                 except FileNotFoundError:
                     if self.exists(key):
                         raise
                     continue  # given up meanwhile: Discord has it, or nobody wants it any more
-                self._sync_path(path.rpartition("/")[0])
+                sync_path(path.rpartition("/")[0])
         except OSError as error:
             raise _local(error, "sync") from error
-
-    @staticmethod
-    def _sync_path(path: str) -> None:
-        # A descriptor of its own: the shared ones may be closed by the loop meanwhile. Linux
-        # reports a writeback error once to every descriptor opened before it happened, and to
-        # one opened later if nobody has seen it yet (errseq_t).
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
 
     def _sync_all(self) -> None:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

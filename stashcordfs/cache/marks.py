@@ -20,6 +20,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stashcordfs.cache.files import sync_path
 from stashcordfs.errors import LocalDiskError
 from stashcordfs.types import PAGE_BYTES, Ino
 
@@ -32,14 +33,6 @@ _HEADER_BYTES = 4096
 _HEAD = struct.Struct("<16sQ")
 _SLOT = struct.Struct("<QQQQ")
 _GROW_SLOTS = 4096
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,7 @@ class Marks:
                 os.ftruncate(self._fd, _HEADER_BYTES + _GROW_SLOTS * self._stride)
                 os.pwrite(self._fd, _HEAD.pack(_MAGIC, block_bytes), 0)
                 os.fsync(self._fd)
-                _sync_folder(path.parent)
+                sync_path(path.parent)
             self._map = mmap.mmap(self._fd, 0)
         except OSError as error:
             raise LocalDiskError(error.errno or 0, f"marks: {error.strerror}") from error

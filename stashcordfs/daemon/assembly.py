@@ -90,11 +90,13 @@ async def assembled(
     clock: Callable[[], float],
     now_ns: Callable[[], int],
     power_lost: Callable[[Journal], Awaitable[bool]],
+    ended: Callable[[Journal], Awaitable[None]],
     report: Callable[[str], None],
 ) -> AsyncIterator[Assembly]:
     """The parts over the local state in `folder`, loaded and ready to serve.
 
-    Afterwards their tasks are ended, and everything is made durable here and closed.
+    Afterwards their tasks are ended, everything is made durable here, `ended` is told, and all is
+    closed.
     """
     async with AsyncExitStack() as stack:
         journal = Journal.open(folder / "journal.sqlite", clock_ns=now_ns)
@@ -162,3 +164,4 @@ async def assembled(
             )
             nursery.cancel_scope.cancel()
         await durability.sync()
+        await ended(journal)

@@ -214,6 +214,7 @@ async def _main(
             clock=trio.current_time,
             now_ns=time.time_ns,
             power_lost=partial(_power_was_lost, volume.path),
+            ended=partial(_ended_cleanly, volume.path),
             report=report,
         ) as assembly,
     ):
@@ -232,10 +233,6 @@ async def _main(
             assembly.nursery,
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
-        await assembly.durability.sync()
-        await assembly.journal.set_local("clean_ground", _ground(volume.path))
-        await assembly.journal.wal_sync()
-        await assembly.journal.checkpoint()
     log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
 
 
@@ -319,3 +316,10 @@ async def _power_was_lost(folder: Path, journal: Journal) -> bool:
     await journal.set_local("ground", ground)
     await journal.set_local("clean_ground", "")
     return last is not None and last not in (ground, clean)
+
+
+async def _ended_cleanly(folder: Path, journal: Journal) -> None:
+    """Note that all is synced and nothing changes any more."""
+    await journal.set_local("clean_ground", _ground(folder))
+    await journal.wal_sync()
+    await journal.checkpoint()

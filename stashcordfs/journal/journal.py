@@ -235,19 +235,22 @@ class Journal(Outbox):
         """Set the size of a file that was written to; of its bytes, `synced` are on the disk."""
         with self._db.operation:
             self._change(ino, size=size)
-            self._db.run("INSERT OR REPLACE INTO synced_sizes VALUES (?,?)", (ino, synced))
+            self._put_synced_size(ino, synced, whole=synced >= size)
 
     async def size_synced(self, ino: Ino, size: int, *, whole: bool) -> None:
         """The first `size` bytes are durable; `whole`: so is everything that was written."""
         with self._db.operation:
-            if whole:
-                self._db.run("DELETE FROM synced_sizes WHERE ino = ?", (ino,))
-            else:
-                self._db.run("INSERT OR REPLACE INTO synced_sizes VALUES (?,?)", (ino, size))
+            self._put_synced_size(ino, size, whole=whole)
+
+    def _put_synced_size(self, ino: Ino, size: int, *, whole: bool) -> None:
+        if whole:
+            self._db.run("DELETE FROM synced_sizes WHERE ino = ?", (ino,))
+        else:
+            self._db.run("INSERT OR REPLACE INTO synced_sizes VALUES (?,?)", (ino, size))
 
     async def synced_sizes(self) -> list[tuple[Ino, int]]:
         """Files that have grown since their bytes were synced, and their size then."""
-        rows = self._db.all("SELECT ino, size FROM synced_sizes")
+        rows = self._db.all("SELECT ino, s.size FROM synced_sizes s JOIN inodes USING (ino)")
         return [(Ino(ino), size) for ino, size in rows]
 
     def _change(
@@ -329,7 +332,7 @@ class Journal(Outbox):
                 break
             await trio.lowlevel.checkpoint()
         with self._db.operation:
-            for table in ("dirty", "cached", "generations", "synced_sizes") if local else ():
+            for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
                 self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
             self._engine.delete_inode(found)
 

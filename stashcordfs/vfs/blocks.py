@@ -15,25 +15,21 @@ change under our feet (a network fetch), it is looked up again.
 
 from __future__ import annotations
 
-import errno
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from stashcordfs.cache import agrees, sums_of, units_around
-from stashcordfs.errors import FsError, LocalDiskError
+from stashcordfs.errors import LocalDiskError
 from stashcordfs.types import PAGE_BYTES, Attributes, Ino
 from stashcordfs.vfs.live import Dirty, Live
-from stashcordfs.vfs.table import BlockTable, clean_key, page_mask
+from stashcordfs.vfs.table import BlockTable, Reap, clean_key, page_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
 
-    from stashcordfs.cache import LocalFiles, Marks
-    from stashcordfs.journal import Journal
-    from stashcordfs.vfs.room import CacheLimits
 
 __all__ = ["Blocks", "Reap", "Uploaded"]
 
@@ -52,45 +48,8 @@ class Uploaded:
     sums: bytes
 
 
-@dataclass(slots=True)
-class Reap:
-    """What may be destroyed after the next sync of the journal."""
-
-    files: list[tuple[Ino, int]] = field(default_factory=list)
-    slots: list[int] = field(default_factory=list)
-
-
 class Blocks(BlockTable):
     """Owner of all blocks' states. Lives on the event loop; no method is for another thread."""
-
-    def __init__(
-        self,
-        *,
-        files: LocalFiles,
-        marks: Marks,
-        journal: Journal,
-        block_bytes: int,
-        limits: CacheLimits,
-        clock: Callable[[], float],
-    ) -> None:
-        """Take the collaborators; `load` must run before anything else."""
-        super().__init__(
-            files=files,
-            marks=marks,
-            journal=journal,
-            block_bytes=block_bytes,
-            limits=limits,
-            clock=clock,
-        )
-        self.reap = Reap()
-        self.rotten = 0  # clean blocks that were not what their checksums say
-        self.fill: Callable[[Live, int], Awaitable[None]] = self._no_fill
-        self.on_dirty: Callable[[], None] = lambda: None  # the first block became dirty
-
-    @staticmethod
-    async def _no_fill(live: Live, index: int) -> None:
-        msg = f"no reader to fill block {index} of inode {live.ino}"
-        raise FsError(errno.EIO, msg)
 
     # ------------------------------------------------------------------ reading
 
@@ -110,6 +69,7 @@ class Blocks(BlockTable):
             self.rotten += 1
             log.warning("cached block damaged, fetching anew ino=%d index=%d", live.ino, index)
             await self._forget_clean([clean_key(live.ino, index)])
+            self.journal.commit()  # a write may follow, and must not find the block believed whole
         return data
 
     async def _read_clean(self, live: Live, index: int, start: int, stop: int) -> bytes | None:
@@ -264,8 +224,10 @@ class Blocks(BlockTable):
             if live.sync_failed is None:
                 self._add_clean(key, valid)
                 await self.journal.cached_add(key, valid, item.sums)
-            elif not live.dirty:
-                live.sync_failed = None  # Discord has all of it now
+            else:  # what is here is in doubt
+                await self.journal.cached_remove([key])
+                if not live.dirty:
+                    live.sync_failed = None  # Discord has all of it now
             self._marks.release(dirty.slot)
             if not live.dirty and not live.gone:
                 live.synced_size = live.size

@@ -90,6 +90,9 @@ class Durability:
         self._under_way.update(dict.fromkeys(wanted, done))
         try:
             await self._make_durable(wanted)
+        except BaseException:
+            blocks.unsynced.update(live for live in wanted if not live.gone)
+            raise
         finally:
             for live in [v for v, event in self._under_way.items() if event is done]:
                 del self._under_way[live]
@@ -109,9 +112,6 @@ class Durability:
         except LocalDiskError as error:
             for live in wanted:
                 live.sync_failed = live.sync_failed or error
-        except BaseException:
-            blocks.unsynced.update(live for live in wanted if not live.gone)
-            raise
         await self.carry_sizes()
         for live, some in rows.items():
             if live.sync_failed is None and not live.gone:

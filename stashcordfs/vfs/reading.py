@@ -85,6 +85,8 @@ class Reader:
                 for _ in range(_TRIES):
                     await self._bring(live, missing)
                     end = min(end, live.size)  # it may have been truncated meanwhile
+                    if offset >= end:
+                        return b""
                     pieces, missing = await self._gather(live, offset, end)
                     if not missing:
                         break

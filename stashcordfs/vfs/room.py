@@ -44,6 +44,7 @@ class Room:
         *,
         free_bytes: Callable[[], int],
         evict: Callable[[int], Awaitable[int]],
+        clock: Callable[[], float],
     ) -> None:
         """`free_bytes` asks the disk; `evict` frees at least so many bytes, if it can."""
         self.limits = limits
@@ -52,18 +53,21 @@ class Room:
         self.pressure = trio.Event()  # set: upload everything, somebody waits
         self._free_bytes = free_bytes
         self._evict = evict
+        self._clock = clock
         self._free = -1
         self._unchecked = 0
         self._turn = trio.Lock()
         self._progress = trio.Event()
+        self._moved_s = 0.0  # when something was uploaded or freed last
         self._waiters = 0
 
     async def for_write(self, length: int) -> None:
         """Return when dirty bytes may be added. ENOSPC when nothing moves for the deadline."""
+        since_s = self._clock()
         if self._turn.locked() or self._over() > 0 or not self._fits(length, dirty=True):
             async with self._turn:  # first come, first served: no later write overtakes
                 await self._pace(length)
-                await self._wait_for(length)
+                await self._wait_for(length, since_s)
         self._unchecked += length
 
     async def for_clean(self, length: int) -> bool:
@@ -77,6 +81,7 @@ class Room:
 
     def progressed(self) -> None:
         """Tell waiting writers that something was uploaded or freed."""
+        self._moved_s = self._clock()
         if self._waiters:
             self._progress.set()
             self._progress = trio.Event()
@@ -101,17 +106,20 @@ class Room:
             self._free, self._unchecked = self._free_bytes(), 0
         return self._free - self._unchecked - length >= self.limits.min_free_bytes
 
-    async def _wait_for(self, length: int) -> None:
+    async def _wait_for(self, length: int, since_s: float) -> None:
+        """`since_s`: when the writer came. Time in line counts, or a line would wait for ever."""
         while not self._fits(length, dirty=True):
             self._free = -1
             if not self._fits(length, dirty=False) and await self._evict(
                 max(length, _EVICT_AT_LEAST_BYTES)
             ):
+                self._moved_s = self._clock()
                 continue
             self.pressure.set()
             self._waiters += 1
             try:
-                with trio.move_on_after(self.limits.deadline_s) as scope:
+                left_s = max(since_s, self._moved_s) + self.limits.deadline_s - self._clock()
+                with trio.move_on_after(max(0.0, left_s)) as scope:
                     await self._progress.wait()
             finally:
                 self._waiters -= 1

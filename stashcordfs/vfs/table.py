@@ -10,8 +10,9 @@ and the rules for what an earlier run has left:
 
 from __future__ import annotations
 
-import logging
+import errno
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import FsError
@@ -20,12 +21,10 @@ from stashcordfs.vfs.live import Dirty, Live
 from stashcordfs.vfs.room import CacheLimits, Room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from stashcordfs.cache import LocalFiles, Marks
     from stashcordfs.journal import Journal
-
-log = logging.getLogger(__name__)
 
 _VERSIONS_AT_ONCE = 1 << 20
 
@@ -45,6 +44,14 @@ def rounded(length: int) -> int:
     return -(-length // PAGE_BYTES) * PAGE_BYTES
 
 
+@dataclass(slots=True)
+class Reap:
+    """What may be destroyed after the next sync of the journal."""
+
+    files: list[tuple[Ino, int]] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+
+
 class BlockTable:
     """Which blocks are dirty, which clean. On the event loop; no method is for another thread."""
 
@@ -62,7 +69,7 @@ class BlockTable:
         self.files = files
         self.journal = journal
         self.block_bytes = block_bytes
-        self.room = Room(limits, free_bytes=files.free_bytes, evict=self.evict)
+        self.room = Room(limits, free_bytes=files.free_bytes, evict=self.evict, clock=clock)
         self.live: dict[Ino, Live] = {}
         self.queue: OrderedDict[int, tuple[Live, int]] = OrderedDict()  # dirty, oldest first
         self.unsynced: set[Live] = set()
@@ -73,6 +80,15 @@ class BlockTable:
         self._synced_sizes: dict[Ino, int] = {}
         self._version = 0
         self._version_end = 0
+        self.reap = Reap()
+        self.rotten = 0  # clean blocks that were not what their checksums say
+        self.fill: Callable[[Live, int], Awaitable[None]] = self._no_fill
+        self.on_dirty: Callable[[], None] = lambda: None  # the first block became dirty
+
+    @staticmethod
+    async def _no_fill(live: Live, index: int) -> None:
+        msg = f"no reader to fill block {index} of inode {live.ino}"
+        raise FsError(errno.EIO, msg)
 
     async def evict(self, at_least: int) -> int:
         """Give back local space of clean blocks. Returns bytes freed."""
@@ -84,7 +100,7 @@ class BlockTable:
         """Take up what an earlier run left. `power_lost`: trust only what was synced."""
         self._generations = dict(await self.journal.local_generations())
         self._synced_sizes = dict(await self.journal.synced_sizes())
-        on_disk = dict(self.files.scan())
+        on_disk, self.files.at_start = self.files.at_start, {}
         if power_lost:
             await self._load_synced(on_disk)
         else:

@@ -87,6 +87,10 @@ class Volume:
         return data
 
 
+async def _nothing(_: Journal) -> None:
+    """No ground to stand on here."""
+
+
 @asynccontextmanager
 async def volume(
     folder: Path,
@@ -125,6 +129,7 @@ async def volume(
         clock=trio.current_time,
         now_ns=now,
         power_lost=verdict,
+        ended=_nothing,
         report=reports.append,
     ) as made:
         if upload:

@@ -237,7 +237,7 @@ async def test_writers_are_slowed_down_smoothly(clock) -> None:
         await trio.lowlevel.checkpoint()
         return 0
 
-    room = Room(limits, free_bytes=lambda: 1 << 50, evict=none)
+    room = Room(limits, free_bytes=lambda: 1 << 50, evict=none, clock=trio.current_time)
     taken = []
     for _ in range(100):
         begun = trio.current_time()
@@ -280,3 +280,99 @@ async def test_an_fsync_waits_for_the_sync_that_has_its_file_in_hand(
         await trio.sleep(1)
         assert returned
         assert returned[0]
+
+
+async def test_a_read_that_waits_while_its_file_is_cut_gets_nothing(clock, tmp_path) -> None:
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", os.urandom(BLOCK))
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+        fetch, may = v.store.fetch, trio.Event()
+
+        async def slow(*args):
+            await may.wait()
+            return await fetch(*args)
+
+        v.store.fetch = slow
+        fh = await v.fs.open(ino, 0)
+        got: list[bytes] = []
+
+        async def read() -> None:
+            got.append(await v.fs.read(fh, 1000, 100))
+
+        v.nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await v.fs.setattr(ino, size=500)
+        may.set()
+        await trio.sleep(1)
+        assert got == [b""]
+
+
+async def test_writers_in_line_fail_together_when_nothing_moves(clock, tmp_path) -> None:
+    async with volume(tmp_path, dirty_bytes=8 * BLOCK, deadline_s=5) as v:
+        v.store.offline = True
+        await v.make(b"full", os.urandom(7 * BLOCK))
+        begun, failed = trio.current_time(), []
+
+        async def write(name: bytes) -> None:
+            try:
+                await v.make(name, os.urandom(4 * BLOCK))
+            except FsError as error:
+                failed.append((error.errno, trio.current_time() - begun))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(6):
+                nursery.start_soon(write, b"%d" % n)
+
+        assert [code for code, _ in failed] == [errno.ENOSPC] * 6
+        assert max(after for _, after in failed) < 10
+
+
+async def test_a_sync_whose_rows_could_not_be_written_is_owed_still(
+    clock, tmp_path, monkeypatch
+) -> None:
+    async with volume(tmp_path, upload=False) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"data")
+
+        async def full(*_):
+            await trio.lowlevel.checkpoint()
+            raise LocalDiskError(errno.ENOSPC)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(v.journal, "put_dirty", full)
+            with pytest.raises(LocalDiskError):
+                await v.fs.fsync(fh, False)
+        await v.fs.fsync(fh, False)
+        assert [ino for ino, *_ in await v.journal.all_dirty()] == [made.ino]
+
+
+async def test_doubtful_bytes_are_not_taken_for_a_whole_block(clock, tmp_path, monkeypatch) -> None:
+    """After a failed sync the local bytes do not count, neither now nor after a kill."""
+    async with volume(tmp_path) as v:
+        v.store.offline = True
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, os.urandom(BLOCK))
+        await v.journal.cached_add(made.ino << 32)  # as after a merge of its base
+
+        def failing(keys):
+            raise LocalDiskError(errno.EIO, "the disk failed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(v.blocks.files, "sync", failing)
+            with pytest.raises(LocalDiskError):
+                await v.fs.fsync(fh, False)
+        v.store.offline = False
+        await v.fs.sync_remote()
+        assert await v.journal.cached_all() == []
+
+
+async def test_a_size_of_a_file_that_is_no_more_stops_no_start(clock, tmp_path) -> None:
+    async with volume(tmp_path, upload=False) as v:
+        ino = await v.make(b"a")
+        await v.journal.grow(ino, 10, synced=5)
+        await v.journal.purge(await v.journal.getattr(ino), local=False)
+        assert await v.journal.synced_sizes() == []
+        await v.journal.size_synced(ino, 5, whole=False)  # as a run before this rule left it
+    async with volume(tmp_path, power_lost=True) as v:
+        assert await v.journal.synced_sizes() == []
