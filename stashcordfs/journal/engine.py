@@ -54,7 +54,7 @@ class Engine(Protocol):
         """Store how many links an inode has, and its ctime."""
 
     def delete_inode(self, found: Attributes) -> None:
-        """Forget the inode with its link target and extended attributes."""
+        """Forget the inode with its link target; its extended attributes are gone already."""
 
     def entry(self, parent: Ino, name: bytes) -> Attributes | None:
         """The inode that a name leads to."""

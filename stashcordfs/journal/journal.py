@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import stat
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
 import trio
 
 from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
-from stashcordfs.journal.outbox import Outbox
+from stashcordfs.journal.changes import Changes
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
 from stashcordfs.types import ROOT_INO, Attributes, Ino
@@ -25,15 +26,22 @@ if TYPE_CHECKING:
 
 XATTR_VALUE_MAX = 65_536  # XATTR_SIZE_MAX, linux/limits.h
 _BATCH = 4000  # rows of a chunk list deleted before others get a turn
+_XATTRS_AT_ONCE = (
+    16  # 1 MiB of old values at most, as a segment must hold the group that they are in
+)
 
 
-class Journal(Outbox):
-    """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached."""
+class Journal(Changes):
+    """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached.
+
+    `Changes` adds what Discord is told of all this.
+    """
 
     def __init__(self, database: Database, clock_ns: Callable[[], int], writer_epoch: int) -> None:
         """Use `open` or `create`."""
         engine = SqliteEngine(database, writer_epoch=writer_epoch)
         super().__init__(database, engine, clock_ns)
+        database.now_ns = clock_ns
         self._rules_engine = engine
 
     @classmethod
@@ -114,6 +122,7 @@ class Journal(Outbox):
     ) -> Attributes:
         """Make an inode of any kind with its first name."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.create(
                 self._engine, parent, name,
                 mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=now_ns, target=target,
@@ -122,16 +131,19 @@ class Journal(Outbox):
     async def link(self, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Give an inode one more name."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.link(self._engine, ino, parent, name, now_ns=now_ns)
 
     async def unlink(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Remove a name; the attributes after, whose nlink may be 0."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.unlink(self._engine, parent, name, now_ns=now_ns)
 
     async def rmdir(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Remove an empty folder."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.rmdir(self._engine, parent, name, now_ns=now_ns)
 
     async def rename(
@@ -147,6 +159,7 @@ class Journal(Outbox):
     ) -> Attributes | None:
         """Rename; what is left of a replaced inode, or None."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.rename(
                 self._engine, old_parent, old_name, new_parent, new_name,
                 noreplace=noreplace, exchange=exchange, now_ns=now_ns,
@@ -224,8 +237,13 @@ class Journal(Outbox):
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
     ) -> Attributes:
-        """Change what is given; the attributes after. The kind of an inode never changes."""
-        with self._db.operation:
+        """Change what is given; the attributes after. The kind of an inode never changes.
+
+        The access time alone is this machine's business: no segment carries it.
+        """
+        told = (mode, uid, gid, size, mtime_ns, ctime_ns)
+        aside = self._db.unrecorded if all(value is None for value in told) else nullcontext
+        with self._db.operation, aside():
             return self._change(
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
@@ -282,13 +300,25 @@ class Journal(Outbox):
             ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
             blocks=found.blocks,
         )
+        self._db.touched.add(ino)
         self._engine.update_inode(after)
         if after.size != found.size:
             self._engine.set_size(found, after.size)
         return after
 
     async def truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
-        """Set the size; what the chunk list and the dirty rows have beyond it goes."""
+        """Set the size; what the chunk list and the dirty rows have beyond it goes.
+
+        Cut from the end in steps, each of which is a truncation in itself: a group of changes must
+        stay small enough for a segment.
+        """
+        row = self._db.one("SELECT max(idx) FROM chunk_list WHERE ino = ?", (ino,))
+        last = (row and row[0]) or 0
+        for index in range(last // _BATCH * _BATCH, size // block_bytes + 1, -_BATCH):
+            await self._truncate(ino, index * block_bytes, block_bytes, now_ns)
+        await self._truncate(ino, size, block_bytes, now_ns)
+
+    async def _truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
         edge, cut = divmod(size, block_bytes)
         first = edge + bool(cut)
         with self._db.operation:
@@ -331,10 +361,22 @@ class Journal(Outbox):
             if gone < _BATCH:
                 break
             await trio.lowlevel.checkpoint()
-        with self._db.operation:
-            for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
-                self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
-            self._engine.delete_inode(found)
+        gone = _XATTRS_AT_ONCE
+        while gone == _XATTRS_AT_ONCE:
+            with self._db.operation:
+                self._db.run(
+                    "DELETE FROM xattrs WHERE ino = ?1 AND name IN"
+                    " (SELECT name FROM xattrs WHERE ino = ?1 LIMIT ?2)",
+                    (ino, _XATTRS_AT_ONCE),
+                )
+                gone = self._db.changes()
+                if gone < _XATTRS_AT_ONCE:
+                    self._forget(found, local=local)
+
+    def _forget(self, found: Attributes, *, local: bool) -> None:
+        for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
+            self._db.run(f"DELETE FROM {table} WHERE ino = ?", (found.ino,))  # noqa: S608  constants
+        self._engine.delete_inode(found)
 
     # ------------------------------------------------------------------ extended attributes
 

@@ -138,12 +138,11 @@ class SqliteEngine:
             self._db.run("UPDATE inodes SET stored = stored + ? WHERE ino = ?", (shift, ino))
 
     def delete_inode(self, found: Attributes) -> None:
-        """Forget the inode with its link target and extended attributes."""
+        """Forget the inode with its link target; its extended attributes are gone already."""
         ino = found.ino
         self._db.run("DELETE FROM inodes WHERE ino = ?", (ino,))
         if not self._db.changes():
             return  # done before
-        self._db.run("DELETE FROM xattrs WHERE ino = ?", (ino,))
         if stat.S_ISLNK(found.mode):
             self._db.run("DELETE FROM symlinks WHERE ino = ?", (ino,))
         self.inodes -= 1

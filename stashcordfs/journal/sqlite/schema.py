@@ -1,9 +1,11 @@
 """The schema, explained beside its tables, and its versioned migrations.
 
-Two kinds of tables. *Replicated* ones are the volume: what segments and checkpoints will carry to
+Two kinds of tables. *Replicated* ones are the volume: what segments and checkpoints carry to
 Discord (session extension: primary keys never null, no triggers, no foreign-key actions). *Local*
-ones are this machine's alone. Integers named `ino`, `cookie` or `id` come from counters and are
-never used twice; times are in ns since the epoch.
+ones are this machine's alone: what it has cached, what only it has (`dirty`), where its uploads
+stand, and what it must still tell Discord. A table belongs to one kind whole; `inodes.atime_ns`
+alone is replicated only along with another change of its row. Integers named `ino`, `cookie` or
+`id` come from counters and are never used twice; times are in ns since the epoch.
 
 There is no ANALYZE: its figures of a young journal made the planner scan whole tables once the
 journal had grown. Statements leave the planner no choice instead, and a test reads their plans.
@@ -11,10 +13,12 @@ journal had grown. Statements leave the planner no choice instead, and a test re
 
 from __future__ import annotations
 
+import re
+
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 3
+VERSION = 4
 
 REPLICATED = """
 -- One row a fact about the volume.
@@ -104,8 +108,26 @@ CREATE TABLE synced_sizes (ino INTEGER NOT NULL PRIMARY KEY, size INTEGER NOT NU
 CREATE TABLE watched (
     filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
     given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
+
+-- What no segment holds yet: one row a group of operations, as SQLite's session extension records
+-- it. Ids go on over segments, checkpoints and writers, without gaps.
+CREATE TABLE changes (
+    id INTEGER NOT NULL PRIMARY KEY, made_ns INTEGER NOT NULL, changeset BLOB NOT NULL);
+
+-- This volume's sealed objects in the journal channel, of this writer and of those that it took
+-- over from; anything else of the volume there is another writer's. `number` and `part` as the
+-- object says, `last_change` the last row of `changes` that it holds, `digest` its SHA-256. message
+-- 0: not confirmed. `sealed`: a segment's bytes, until it and the next one are on Discord.
+CREATE TABLE objects (
+    object_id BLOB NOT NULL PRIMARY KEY, kind INTEGER NOT NULL, number INTEGER NOT NULL,
+    part INTEGER NOT NULL, last_change INTEGER NOT NULL, made_ns INTEGER NOT NULL,
+    digest BLOB NOT NULL, size INTEGER NOT NULL, sealed BLOB,
+    channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE INDEX objects_order ON objects (kind, number, part);
 """
 
+REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
 SCHEMA = REPLICATED + LOCAL
 
 # From version n to n + 1. A new journal is made by SCHEMA at once; a test holds the two together.
@@ -137,6 +159,20 @@ MIGRATIONS: dict[int, str] = {
     CREATE TABLE watched (
         filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
         given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
+    """,
+    # No segment can hold what was before: a checkpoint must come first.
+    3: """
+    CREATE TABLE changes (
+        id INTEGER NOT NULL PRIMARY KEY, made_ns INTEGER NOT NULL, changeset BLOB NOT NULL);
+
+    CREATE TABLE objects (
+        object_id BLOB NOT NULL PRIMARY KEY, kind INTEGER NOT NULL, number INTEGER NOT NULL,
+        part INTEGER NOT NULL, last_change INTEGER NOT NULL, made_ns INTEGER NOT NULL,
+        digest BLOB NOT NULL, size INTEGER NOT NULL, sealed BLOB,
+        channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL)
+        WITHOUT ROWID;
+    CREATE INDEX objects_order ON objects (kind, number, part);
+    INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,
 }
 

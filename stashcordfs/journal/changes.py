@@ -1,0 +1,169 @@
+"""What Discord must still be told of the journal, and what it was told: changes, own objects.
+
+Part of `Journal`. Changes gather in rows, a segment takes a run of them over, and from then on its
+sealed bytes stand for them until Discord has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stashcordfs.crypto.keys import object_filename
+from stashcordfs.journal.outbox import Outbox
+from stashcordfs.types import Location, ObjectId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from stashcordfs.journal.sqlite.database import Recorded
+
+_COLUMNS = (
+    "object_id, kind, number, part, last_change, made_ns, digest, size, channel, message,"
+    " attachment"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnObject:
+    """A sealed object of the journal channel. `location` is None until Discord has confirmed it."""
+
+    object_id: ObjectId
+    kind: int
+    number: int
+    part: int
+    last_change: int
+    made_ns: int
+    digest: bytes
+    size: int
+    location: Location | None = None
+
+
+class Changes(Outbox):
+    """Changes, segments, checkpoints and claims, as far as the journal keeps them."""
+
+    @property
+    def writer_epoch(self) -> int:
+        """Which writer of the volume this is: raised by each recovery."""
+        row = self._db.one("SELECT value FROM local WHERE key = 'writer_epoch'")
+        return int(row[0]) if row else 1
+
+    @property
+    def schema_version(self) -> int:
+        """The journal's format, which its changes are of."""
+        return self._db.schema_version
+
+    @property
+    def last_change(self) -> int:
+        """The newest committed row of changes that there ever was."""
+        return self._db.last_change
+
+    def on_recorded(self, call: Callable[[Recorded], None]) -> None:
+        """Be told of each row of changes, after its commit."""
+        self._db.recorded = call
+
+    async def changes_until(self, last: int, max_bytes: int) -> list[tuple[int, int, bytes]]:
+        """The oldest rows (id, made, changeset) up to `last`: one, or what `max_bytes` hold."""
+        found: list[tuple[int, int, bytes]] = []
+        size = 0
+        lengths = self._db.all(
+            "SELECT id, length(changeset) FROM changes WHERE id <= ? ORDER BY id LIMIT 4096",
+            (last,),
+        )
+        for number, length in lengths:
+            size += length
+            if found and size > max_bytes:
+                break
+            row = self._db.one("SELECT made_ns, changeset FROM changes WHERE id = ?", (number,))
+            assert row is not None
+            found.append((number, row[0], row[1]))
+        return found
+
+    async def oldest_change_ns(self) -> int | None:
+        """When the oldest change was made that no confirmed segment holds; None without one."""
+        row = self._db.one(
+            "SELECT min(made_ns) FROM (SELECT made_ns FROM (SELECT made_ns FROM changes"
+            " ORDER BY id LIMIT 1) UNION ALL SELECT made_ns FROM objects"
+            " WHERE sealed IS NOT NULL AND message = 0)"
+        )
+        return None if row is None else row[0]
+
+    # ------------------------------------------------------------------ own objects
+
+    async def add_object(self, made: OwnObject, sealed: bytes | None = None) -> None:
+        """Record an object that is about to be posted, or that was found to be ours.
+
+        With `sealed`, it is a segment that takes the place of the changes that it holds.
+        """
+        at = made.location or Location(0, 0, 0, "", 0)
+        with self._db.operation:
+            self._db.run(
+                "INSERT INTO objects VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    made.object_id, made.kind, made.number, made.part, made.last_change,
+                    made.made_ns, made.digest, made.size, sealed,
+                    at.channel, at.message, at.attachment,
+                ),
+            )  # fmt: skip
+            if sealed is not None:
+                self._db.run("DELETE FROM changes WHERE id <= ?", (made.last_change,))
+
+    async def confirm_object(self, object_id: ObjectId, at: Location) -> None:
+        """Discord has it, here."""
+        with self._db.operation:
+            self._db.run(
+                "UPDATE objects SET channel=?, message=?, attachment=? WHERE object_id=?",
+                (at.channel, at.message, at.attachment, object_id),
+            )
+
+    async def own_objects(self, kind: int, *, after: int = -1) -> list[OwnObject]:
+        """Those of a kind, with a number greater than `after`, in order."""
+        rows = self._db.all(
+            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND number > ?"  # noqa: S608  constants
+            " ORDER BY number, part",
+            (kind, after),
+        )
+        return [_to_object(row) for row in rows]
+
+    async def newest_object(self, kind: int) -> OwnObject | None:
+        """The one with the highest number."""
+        row = self._db.one(
+            f"SELECT {_COLUMNS} FROM objects WHERE kind = ?"  # noqa: S608  constants
+            " ORDER BY number DESC, part DESC LIMIT 1",
+            (kind,),
+        )
+        return None if row is None else _to_object(row)
+
+    async def sealed_bytes(self, object_id: ObjectId) -> bytes | None:
+        """The bytes of a segment that is kept here."""
+        row = self._db.one("SELECT sealed FROM objects WHERE object_id = ?", (object_id,))
+        return None if row is None else row[0]
+
+    async def drop_sealed(self, kind: int, before: int) -> None:
+        """Segments below this number are on Discord twice: keep their names alone."""
+        with self._db.operation:
+            self._db.run(
+                "UPDATE objects SET sealed = NULL"
+                " WHERE kind = ? AND number < ? AND message != 0 AND sealed IS NOT NULL",
+                (kind, before),
+            )
+
+    async def is_own(self, object_id: ObjectId) -> bool:
+        """Whether this writer knows the object: made by it, or taken over by it."""
+        return self._db.one("SELECT 1 FROM objects WHERE object_id = ?", (object_id,)) is not None
+
+    async def forget_objects(self, ids: Iterable[ObjectId]) -> None:
+        """They are no more: deleted, or never sent."""
+        with self._db.operation:
+            for object_id in ids:
+                self._db.run("DELETE FROM objects WHERE object_id = ?", (object_id,))
+
+
+def _to_object(row: tuple[Any, ...]) -> OwnObject:
+    raw, kind, number, part, last_change, made_ns, digest, size, *where = row
+    object_id = ObjectId(bytes(raw))
+    channel, message, attachment = where
+    at = None
+    if message:
+        at = Location(channel, message, attachment, object_filename(object_id), size)
+    return OwnObject(object_id, kind, number, part, last_change, made_ns, digest, size, at)
