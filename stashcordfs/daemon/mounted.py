@@ -15,7 +15,6 @@ import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,6 +22,7 @@ import trio
 from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Options, assembled
 from stashcordfs.daemon.control import Control
+from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
 from stashcordfs.daemon.provision import Token, open_keys, open_store
 from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import StashcordError
@@ -37,9 +37,9 @@ from stashcordfs.volumes import VolumeDir
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from stashcordfs.config import Settings
-    from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.durability import Durability
     from stashcordfs.vfs.filesystem import FileSystem
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_RESTART_S = 60.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -213,8 +212,8 @@ async def _main(
             keys=keys,
             clock=trio.current_time,
             now_ns=time.time_ns,
-            power_lost=partial(_power_was_lost, volume.path),
-            ended=partial(_ended_cleanly, volume.path),
+            power_lost=partial(power_was_lost, volume.path),
+            ended=partial(ended_cleanly, volume.path),
             report=report,
         ) as assembly,
     ):
@@ -295,31 +294,3 @@ async def _supervise(parts: Parts, task: Callable[[], Awaitable[None]]) -> None:
             delay_s = 1.0
         await trio.sleep(delay_s)
         delay_s = min(delay_s * 2, _LONGEST_RESTART_S)
-
-
-def _ground(folder: Path) -> str:
-    """What local data that was not synced stands on: this boot, and this mount of the disk."""
-    descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    try:
-        told = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
-    finally:
-        os.close(descriptor)
-    mount = next(line.split()[1] for line in told.splitlines() if line.startswith("mnt_id:"))
-    return f"{_BOOT_ID.read_text(encoding='ascii').strip()} {mount}"
-
-
-async def _power_was_lost(folder: Path, journal: Journal) -> bool:
-    """Whether the last run stood on another ground than this one, and did not end cleanly."""
-    ground = _ground(folder)
-    last = await journal.get_local("ground")
-    clean = await journal.get_local("clean_ground")
-    await journal.set_local("ground", ground)
-    await journal.set_local("clean_ground", "")
-    return last is not None and last not in (ground, clean)
-
-
-async def _ended_cleanly(folder: Path, journal: Journal) -> None:
-    """Note that all is synced and nothing changes any more."""
-    await journal.set_local("clean_ground", _ground(folder))
-    await journal.wal_sync()
-    await journal.checkpoint()

@@ -132,6 +132,9 @@ class Blocks(BlockTable):
             raise
         dirty.version = version
         dirty.pages = pages
+        # Nothing of the base is left: it need not be fetched, and may even be lost.
+        need = page_mask(0, (dirty.base_valid - 1) // PAGE_BYTES) if dirty.base_valid else 0
+        dirty.whole = dirty.whole or pages & need == need
         dirty.changed_s = self._clock()
         self._charge(dirty)
         self.unsynced.add(live)

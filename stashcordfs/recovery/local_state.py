@@ -1,0 +1,210 @@
+"""The local half of a volume against its journal: blocks/, the marks, and the cached blocks.
+
+Only while nobody has the volume mounted: files and marks run ahead of the journal's last commit.
+Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from stashcordfs.cache import Marks, agrees
+from stashcordfs.errors import LocalDiskError
+from stashcordfs.journal.inspection import Fault
+from stashcordfs.types import PAGE_BYTES, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from stashcordfs.cache import Mark
+    from stashcordfs.journal.inspection import Inspection
+
+_LOCAL_NAME = re.compile(r"([0-9a-f]{1,16})\.([0-9a-f]{1,16})")
+_KEEPS = re.compile(r"[0-9a-f]{2}")
+_SPARE = "spare"
+
+_GENERATION = "SELECT generation FROM generations WHERE ino = ?"
+_SIZE = "SELECT size FROM inodes WHERE ino = ?"
+
+
+class LocalState:
+    """Marks and local files of one volume."""
+
+    def __init__(self, look: Inspection, folder: Path, block_bytes: int) -> None:
+        """`folder` is STATE/NAME."""
+        self._look = look
+        self._blocks = folder / "blocks"
+        self._marks_path = folder / "marks.map"
+        self._block_bytes = block_bytes
+        self._marked: dict[tuple[int, int], Mark] = {}
+        self.unmarked: list[tuple[int, int, int]] = []  # inode, block, pages: synced, not marked
+        self.rotten: list[tuple[int, int]] = []  # cached blocks that are not what they should be
+
+    def _file(self, ino: int, generation: int) -> Path:
+        return self._blocks / f"{ino & 255:02x}" / f"{ino:x}.{generation:x}"
+
+    def _own(self, ino: int) -> Path:
+        return self._file(ino, self._look.number(_GENERATION, (ino,)))
+
+    # ------------------------------------------------------------------ marks and dirty rows
+
+    def check_marks(self) -> Iterator[Fault]:
+        """Marked blocks have their local file; what was synced of them is still in it."""
+        if self._marks_path.exists():
+            try:
+                marks = Marks(self._marks_path, self._block_bytes)
+            except LocalDiskError as error:
+                yield Fault("marks", f"the table of marks cannot be read: {error}")
+                return
+            try:
+                for mark in marks:
+                    yield from self._check_mark(mark)
+            finally:
+                marks.close()
+        yield from self._check_dirty()
+
+    def _check_mark(self, mark: Mark) -> Iterator[Fault]:
+        given = self._look.local("next_version")
+        if mark.version > max(given, 1):
+            yield Fault(
+                "journal-age",
+                f"a block was marked with version {mark.version}, the journal has given {given}: "
+                "it is older than this machine's data; a copy was put in its place, or its WAL "
+                "is missing",
+            )
+        size = next(self._look.rows(_SIZE, (mark.ino,)), None)
+        generation = self._look.number(_GENERATION, (mark.ino,))
+        if size is None or generation != mark.generation:
+            yield Fault("leftovers", f"a mark of inode {mark.ino}, which is no more", note=True)
+            return
+        if mark.index * self._block_bytes >= size[0]:
+            yield Fault("leftovers", f"a mark beyond the end of inode {mark.ino}", note=True)
+            return
+        self._marked[mark.ino, mark.index] = mark
+        if not self._file(mark.ino, mark.generation).exists():
+            what = f"{self._look.path(mark.ino)}: block {mark.index}"
+            yield Fault("unsent-data", f"{what}: not on Discord, and its local file is missing")
+
+    def _check_dirty(self) -> Iterator[Fault]:
+        for ino, index, pages in self._look.rows(
+            "SELECT d.ino, d.idx, d.pages FROM dirty d JOIN inodes i ON i.ino = d.ino"
+        ):
+            what = f"{self._look.path(ino)}: block {index}"
+            path = self._own(ino)
+            if not path.exists():
+                yield Fault("unsent-data", f"{what}: was synced, and its local file is missing")
+                continue
+            if (ino, index) not in self._marked:
+                self.unmarked.append((ino, index, int.from_bytes(bytes(pages), "little")))
+                yield Fault("marks", f"{what}: was synced, and is not marked any more")
+            wanted = int.from_bytes(bytes(pages), "little")
+            if lost := (wanted & ~self._pages_there(path, index)).bit_count():
+                yield Fault("unsent-data", f"{what}: {lost} pages that were synced are holes now")
+
+    def _pages_there(self, path: Path, index: int) -> int:
+        """Pages of a block for which the local file has bytes, not holes."""
+        first = index * self._block_bytes
+        start, stop, pages = first, first + self._block_bytes, 0
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while start < stop:
+                begin = os.lseek(descriptor, start, os.SEEK_DATA)
+                start = os.lseek(descriptor, begin, os.SEEK_HOLE)
+                for page in range(begin // PAGE_BYTES, -(-min(start, stop) // PAGE_BYTES)):
+                    pages |= 1 << (page - first // PAGE_BYTES)
+        except OSError:  # no data beyond
+            pass
+        finally:
+            os.close(descriptor)
+        return pages
+
+    def mark_anew(self) -> int:
+        """Mark what was synced and lost its mark, so that the next mount takes it up."""
+        if not self.unmarked:
+            return 0
+        marks = Marks(self._marks_path, self._block_bytes)
+        try:
+            for ino, index, pages in self.unmarked:
+                generation = self._look.number(_GENERATION, (ino,))
+                version = self._look.number(
+                    "SELECT version FROM dirty WHERE ino = ? AND idx = ?", (ino, index)
+                )
+                marks.claim(Ino(ino), generation, index, max(1, version), pages=pages)
+        finally:
+            marks.close()
+        return len(self.unmarked)
+
+    # ------------------------------------------------------------------ cached blocks, stray files
+
+    def check_cached(self, tick: Callable[[int], None]) -> Iterator[Fault]:
+        """Clean blocks are what their checksums say. `tick` hears of each byte read."""
+        rows = self._look.rows(
+            "SELECT c.ino, c.idx, c.length, c.sums, l.valid_length FROM cached c"
+            " JOIN inodes i ON i.ino = c.ino"
+            " LEFT JOIN chunk_list l ON l.ino = c.ino AND l.idx = c.idx WHERE c.length > 0"
+        )
+        for ino, index, length, sums, valid in rows:
+            if (ino, index) in self._marked:
+                continue  # it was written to since: the checksums are of what it was before
+            what = f"{self._look.path(ino)}: cached block {index}"
+            if valid != length:
+                yield Fault("leftovers", f"{what}: a row of what it was before", note=True)
+                continue
+            path = self._own(ino)
+            data = _read(path, index * self._block_bytes, length)
+            tick(length)
+            if data is None:
+                yield Fault("leftovers", f"{what}: not here any more", note=True)
+            elif not agrees(data, 0, bytes(sums)):
+                self.rotten.append((ino, index))
+                yield Fault("cached", f"{what}: has rotted on this disk; Discord has it")
+
+    def cached_bytes(self) -> int:
+        """How much `check_cached` will read at most."""
+        return self._look.number("SELECT sum(length) FROM cached")
+
+    def check_files(self) -> Iterator[Fault]:
+        """Files under blocks/ that no inode has. The next mount removes those with a local name."""
+        given = self._look.local("next_ino")
+        for folder in sorted(self._blocks.iterdir()) if self._blocks.is_dir() else ():
+            if folder.name == _SPARE:
+                continue
+            if not folder.is_dir() or not _KEEPS.fullmatch(folder.name):
+                yield Fault("stray-files", f"{folder}: nothing of this program")
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield from self._check_file(entry, given)
+
+    def _check_file(self, entry: os.DirEntry[str], given: int) -> Iterator[Fault]:
+        match = _LOCAL_NAME.fullmatch(entry.name)
+        if match is None or not entry.is_file(follow_symlinks=False):
+            yield Fault("stray-files", f"{entry.path}: nothing of this program")
+            return
+        ino, generation = int(match[1], 16), int(match[2], 16)
+        if ino >= max(given, 2):
+            yield Fault(
+                "journal-age",
+                f"a local file is of inode {ino}, which the journal has never given: it is older "
+                "than this machine's data",
+            )
+            return
+        known = next(self._look.rows(_SIZE, (ino,)), None)
+        if known is None or self._look.number(_GENERATION, (ino,)) != generation:
+            text = f"a local file of inode {ino}, which is no more"
+            yield Fault("leftovers", text, note=True)
+
+
+def _read(path: Path, offset: int, length: int) -> bytes | None:
+    """Exactly these bytes; None when the file is not there or too short."""
+    try:
+        with path.open("rb") as file:
+            data = os.pread(file.fileno(), length, offset)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return b""  # a failing disk: not what the checksums say
+    return data if len(data) == length else None
