@@ -166,6 +166,7 @@ class Control:
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
+        metrics.token_rejected.set(parts.client.gate.rejected)
         for counter, total in (
             (metrics.requests, stats.requests),
             (metrics.rate_limited, stats.rate_limited),
@@ -175,6 +176,7 @@ class Control:
             (metrics.received_bytes, stats.bytes_received),
             (metrics.uploaded_bytes, uploads.uploaded_bytes),
             (metrics.upload_failures, uploads.failures),
+            (metrics.suspends, parts.sleep.suspends),
         ):
             metrics.follow(counter, total)
         return metrics.render()
