@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.config import load_settings
-from stashcordfs.daemon.assembly import Options, assembled
+from stashcordfs.daemon.assembly import Assembly, Options, assembled
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
-from stashcordfs.daemon.provision import open_keys, store_on
+from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
 from stashcordfs.discord.client import ClientStats, DiscordClient
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
     from stashcordfs.config import Settings
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
+    from stashcordfs.vfs.publishing import Publisher
     from stashcordfs.vfs.settling import Settler
     from stashcordfs.vfs.uploading import Uploader
 
@@ -87,16 +89,32 @@ class Parts:
     sleep: SleepWatch
     report: Report
     nursery: trio.Nursery
+    publisher: Publisher | None = None
+    fence: Fence | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def fenced(self) -> str:
+        """Why this mount has become read-only; empty while it has not."""
+        return self.fence.reason if self.fence else ""
+
+    def _told(self) -> dict[str, object]:
+        """What Discord knows of the journal."""
+        if self.publisher is None:
+            return {}
+        return {
+            "segment": self.publisher.segment,
+            "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+        }
 
     def status(self) -> dict[str, object]:
         """The answer of `status --json` while mounted."""
         now = boottime()
         return {
             "name": self.name,
-            "state": self.state,
+            "state": "read-only" if self.fenced else self.state,
             "pid": os.getpid(),
             "mountpoint": str(self.mountpoint),
             "uptime_s": round(time.time() - self.started_at, 1),
@@ -115,7 +133,8 @@ class Parts:
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
-            "last_error": self.report.last_error,
+            **self._told(),
+            "last_error": self.fenced or self.report.last_error,
         }
 
     def reload(self) -> None:
@@ -133,6 +152,8 @@ class Parts:
             redact(value)
             self.token.replace(value)
         self.uploader.retry_now()
+        if self.publisher is not None:
+            self.publisher.retry_now()
         log.info("settings reloaded")
 
 
@@ -224,6 +245,7 @@ async def _main(
             power_lost=partial(power_was_lost, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
+            telling=None if options.get("ro") else telling(client, volume, stats),
         ) as assembly,
     ):
         parts = Parts(
@@ -242,20 +264,31 @@ async def _main(
                 client=client,
                 token=token,
                 report=report,
-                accepted=assembly.uploader.retry_now,
+                accepted=partial(_retry, assembly),
                 learned=redact,
             ),
-            SleepWatch([client.resumed, partial(_hurry, assembly.uploader)]),
+            SleepWatch([client.resumed, partial(_hurry, assembly)]),
             report,
             assembly.nursery,
+            assembly.publisher,
+            assembly.fence,
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
     log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
 
 
-async def _hurry(uploader: Uploader) -> None:
-    """After a sleep of the machine: the network may be another one."""
-    uploader.retry_now()
+def _retry(assembly: Assembly) -> None:
+    """What waits after failures tries at once: their cause may be gone."""
+    assembly.uploader.retry_now()
+    if assembly.publisher is not None:
+        assembly.publisher.retry_now()
+
+
+async def _hurry(assembly: Assembly) -> None:
+    """After a sleep of the machine: the network may be another one, and so the volume's writer."""
+    assembly.uploader.retry_now()
+    if assembly.publisher is not None:
+        await assembly.publisher.resumed()
 
 
 async def _serve(
@@ -285,6 +318,7 @@ async def _serve(
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,
+            *([parts.publisher.run] if parts.publisher else []),
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

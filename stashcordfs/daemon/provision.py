@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import time
 import uuid
 from contextlib import asynccontextmanager
@@ -18,18 +19,22 @@ import trio
 
 from stashcordfs.crypto import slots
 from stashcordfs.crypto.keys import KEY_BYTES, VolumeKeys
+from stashcordfs.daemon.assembly import Telling
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import AccessDenied, NotFound, StashcordError, TokenRejected, UsageError
 from stashcordfs.journal import Journal
 from stashcordfs.store import record as records
 from stashcordfs.store.discord_store import DiscordStore
+from stashcordfs.store.segment import genesis
+from stashcordfs.vfs.journal_channel import SEEN
 from stashcordfs.volumes import VolumeDir, VolumeRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from stashcordfs.config import Settings
+    from stashcordfs.types import Location
 
 T = TypeVar("T")
 _RECORD = "record"
@@ -51,6 +56,24 @@ def store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStore:
     """The volume's store on Discord. No request is made yet: a mount starts without a network."""
     return DiscordStore(
         client, channels=list(volume.channels), journal_channel=volume.journal_channel
+    )
+
+
+def journal_store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStore:
+    """The same, bound to the journal channel alone."""
+    channel = volume.journal_channel
+    return DiscordStore(client, channels=[channel], journal_channel=channel)
+
+
+def telling(client: DiscordClient, volume: VolumeDir, stats: ClientStats) -> Telling:
+    """What a mount needs to tell Discord of its journal."""
+    record = read_record(volume)
+    return Telling(
+        store=journal_store_on(client, volume.read_record()),
+        genesis=genesis(record),
+        record=records.PostedRecord(record.filename, (volume.path / _RECORD).read_bytes()),
+        host=socket.gethostname(),
+        requests=lambda: stats.requests,
     )
 
 
@@ -126,9 +149,13 @@ def mkfs(
     keys = VolumeKeys(identity, {made.epoch: master})
     volume.create()
     with volume.lock():
-        _post(token, local, volume, record, keys, progress)
+        posted = _post(token, local, volume, record, keys, progress)
         Journal.create(
-            volume.journal_path, clock_ns=time.time_ns, uid=os.getuid(), gid=os.getgid()
+            volume.journal_path,
+            clock_ns=time.time_ns,
+            uid=os.getuid(),
+            gid=os.getgid(),
+            facts={SEEN: str(posted.message)},
         ).close()
         volume.write_record(local)
     return MkfsResult(local.uuid, recovery_key)
@@ -176,22 +203,23 @@ def _post(
     record: records.VolumeRecord,
     keys: VolumeKeys,
     progress: Callable[[str], None],
-) -> None:
+) -> Location:
     """Post the record, then keep the same bytes in STATE/NAME, whole or not at all."""
     data = records.encode(record, keys)
 
-    async def post() -> None:
+    async def post() -> Location:
         async with open_store(token, local, ClientStats()) as store:
-            await _explained(lambda: store.post_record(data, record.filename))
+            return await _explained(lambda: store.post_record(data, record.filename))
 
     progress("posting the volume's record")
-    trio.run(post)
+    posted = trio.run(post)
     temporary = volume.path / f"{_RECORD}.new"
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(volume.path / _RECORD)
+    return posted
 
 
 def change_keys(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from stashcordfs.journal.sqlite.database import Recorded
 
+_REMEMBER_NS = 30 * 86_400 * 10**9
 _COLUMNS = (
     "object_id, kind, number, part, last_change, made_ns, digest, size, channel, message,"
     " attachment"
@@ -116,10 +117,17 @@ class Changes(Outbox):
                 (at.channel, at.message, at.attachment, object_id),
             )
 
+    async def unconfirmed(self) -> set[ObjectId]:
+        """Own objects that Discord may have or not."""
+        return {
+            ObjectId(bytes(r[0]))
+            for r in self._db.all("SELECT object_id FROM objects WHERE message = 0")
+        }
+
     async def own_objects(self, kind: int, *, after: int = -1) -> list[OwnObject]:
         """Those of a kind, with a number greater than `after`, in order."""
         rows = self._db.all(
-            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND number > ?"  # noqa: S608  constants
+            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND number > ? AND message >= 0"  # noqa: S608  constants
             " ORDER BY number, part",
             (kind, after),
         )
@@ -128,7 +136,7 @@ class Changes(Outbox):
     async def newest_object(self, kind: int) -> OwnObject | None:
         """The one with the highest number."""
         row = self._db.one(
-            f"SELECT {_COLUMNS} FROM objects WHERE kind = ?"  # noqa: S608  constants
+            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND message >= 0"  # noqa: S608  constants
             " ORDER BY number DESC, part DESC LIMIT 1",
             (kind,),
         )
@@ -152,11 +160,20 @@ class Changes(Outbox):
         """Whether this writer knows the object: made by it, or taken over by it."""
         return self._db.one("SELECT 1 FROM objects WHERE object_id = ?", (object_id,)) is not None
 
-    async def forget_objects(self, ids: Iterable[ObjectId]) -> None:
-        """They are no more: deleted, or never sent."""
+    async def drop_objects(self, ids: Iterable[ObjectId]) -> None:
+        """They are no more: deleted, or never sent. Their names stay ours for a month.
+
+        A list may still show them, a copy may ride in a message that is kept, and what was never
+        answered may appear: none of it is another writer's.
+        """
+        late_ns = self._clock_ns() - _REMEMBER_NS
         with self._db.operation:
             for object_id in ids:
-                self._db.run("DELETE FROM objects WHERE object_id = ?", (object_id,))
+                self._db.run(
+                    "UPDATE objects SET message = -1, sealed = NULL WHERE object_id = ?",
+                    (object_id,),
+                )
+            self._db.run("DELETE FROM objects WHERE message < 0 AND made_ns < ?", (late_ns,))
 
 
 def _to_object(row: tuple[Any, ...]) -> OwnObject:

@@ -21,7 +21,7 @@ from stashcordfs.journal.sqlite.engine import SqliteEngine
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 XATTR_VALUE_MAX = 65_536  # XATTR_SIZE_MAX, linux/limits.h
@@ -60,13 +60,15 @@ class Journal(Changes):
         uid: int,
         gid: int,
         writer_epoch: int = 1,
+        facts: Mapping[str, str] | None = None,
     ) -> Self:
-        """Make a new journal with an empty root folder."""
+        """Make a new journal with an empty root folder, and facts of this machine (`local`)."""
         database = Database(path, create=True)
         journal = cls(database, clock_ns, writer_epoch)
         now = clock_ns()
         with database.operation:
-            database.run("INSERT INTO local VALUES ('writer_epoch', ?)", (writer_epoch,))
+            for key, value in {"writer_epoch": writer_epoch, **(facts or {})}.items():
+                database.run("INSERT INTO local VALUES (?, ?)", (key, value))
             journal._rules_engine.insert_inode(
                 Attributes(ROOT_INO, stat.S_IFDIR | 0o755, 2, uid, gid, 0, 0, now, now, now)
             )
@@ -300,7 +302,7 @@ class Journal(Changes):
             ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
             blocks=found.blocks,
         )
-        self._db.touched.add(ino)
+        self._db.touched.add((ino, -1))
         self._engine.update_inode(after)
         if after.size != found.size:
             self._engine.set_size(found, after.size)

@@ -96,7 +96,7 @@ class Outbox:
                 before = self._db.one(_VALID, (ino, index))
                 self._db.run(_REFER, item)
                 if self._db.changes():
-                    self._db.touched.add(ino)
+                    self._db.touched.add((ino, index))
                     grown[ino] += valid - (before[0] if before else 0)
                 elif self._engine.inode(ino) is not None:
                     raise JournalError(f"block {index} of inode {ino}: its chunk is unknown")

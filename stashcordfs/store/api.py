@@ -10,11 +10,26 @@ from stashcordfs.types import Location
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from stashcordfs.store.pack import FinishedPack
     from stashcordfs.types import Limits
 
 RECORD_PREFIX = "stashcordfs-volume-"
 MAX_RECORD_BYTES = 64 << 10
+
+
+class Uploadable(Protocol):
+    """What one attachment is made of: a pack, an object of the journal, a record."""
+
+    @property
+    def filename(self) -> str:
+        """The attachment's name."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The bytes, in pieces."""
 
 
 class ObjectStore(Protocol):
@@ -24,7 +39,7 @@ class ObjectStore(Protocol):
     def limits(self) -> Limits:
         """What one message may carry now."""
 
-    async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
+    async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Post one message; where each pack is, in order.
 
         OutcomeUnknown: it may be stored (repeat with the same nonce, or `find`). TooLarge: the
@@ -39,6 +54,9 @@ class ObjectStore(Protocol):
 
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
         """Those of the named attachments that stand in own messages after this id."""
+
+    async def listed(self, after: int) -> list[Location]:
+        """Every attachment of own messages after this id, oldest first."""
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Post the volume's record to the journal channel."""

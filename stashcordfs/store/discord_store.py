@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from stashcordfs.discord.models import Attachment, Message
-    from stashcordfs.store.pack import FinishedPack
+    from stashcordfs.store.api import Uploadable
 
 _PAGE = 100
 _RECORD_PAGES = 5  # of the channel's beginning; later records stand on its newest page
@@ -77,7 +77,7 @@ class DiscordStore:
             self._learned.know_guild(guild.premium_tier, guild.features)
         return self.limits
 
-    async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
+    async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Post one message to the channel with the fewest posts under way."""
         channel = self._channel_of(nonce)
         # Taking the channel out and in again makes equals take turns.
@@ -141,6 +141,17 @@ class DiscordStore:
                         for a in message.attachments
                         if a.filename in names
                     }
+        return found
+
+    async def listed(self, after: int) -> list[Location]:
+        """Every attachment of own messages after this id, oldest first."""
+        own = await self._client.own_id()
+        found: list[Location] = []
+        for channel in list(self._busy):
+            for message in await self._after(channel, after):
+                self._leases.learn(message)
+                if message.author_id == own:
+                    found += [_location(message, a) for a in message.attachments]
         return found
 
     async def post_record(self, data: bytes, filename: str) -> Location:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeVar
 
-    from stashcordfs.store.pack import FinishedPack
+    from stashcordfs.store.api import Uploadable
     from stashcordfs.types import Limits
 
     T = TypeVar("T")
@@ -54,7 +54,7 @@ class FolderStore:
         """What one message may carry now."""
         return self._learned.limits
 
-    async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
+    async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Write one message; a nonce that is known answers with the message it made."""
         sizes = [pack.size for pack in packs]
         if self._accepts and (
@@ -85,6 +85,15 @@ class FolderStore:
                 for location in self._locations(number)
                 if location.filename in names
             }
+
+        return await self._run(scan)
+
+    async def listed(self, after: int) -> list[Location]:
+        """Every file of messages after this id, oldest first."""
+
+        def scan() -> list[Location]:
+            late = [number for number in self._ids() if number > after]
+            return [location for number in late for location in self._locations(number)]
 
         return await self._run(scan)
 

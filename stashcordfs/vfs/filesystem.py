@@ -18,7 +18,7 @@ from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 from stashcordfs.vfs.live import Handle, Live
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
@@ -61,8 +61,14 @@ class FileSystem:
         now_ns: Callable[[], int],
         max_file_bytes: int,
         noatime: bool = False,
+        require_writable: Callable[[], None] = lambda: None,
+        published: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Take the parts; they share one event loop."""
+        """Take the parts; they share one event loop.
+
+        `require_writable` raises when another writer has the volume; `published` returns when
+        Discord knows all that the journal holds.
+        """
         self._journal = journal
         self._blocks = blocks
         self._reader = reader
@@ -72,6 +78,8 @@ class FileSystem:
         self._now_ns = now_ns
         self._max_file_bytes = max_file_bytes
         self._noatime = noatime
+        self._require_writable = require_writable
+        self._published = published
         self._handles: dict[int, Handle] = {}
         self._folders: dict[int, Ino] = {}
         self._next_fh = 1
@@ -89,6 +97,7 @@ class FileSystem:
         self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int
     ) -> Attributes:
         """Make a file, FIFO, socket or device node."""
+        self._require_writable()
         return await self._journal.create_node(
             parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=self._now_ns()
         )
@@ -102,6 +111,7 @@ class FileSystem:
         self, parent: Ino, name: bytes, target: bytes, uid: int, gid: int
     ) -> Attributes:
         """Make a symbolic link."""
+        self._require_writable()
         if len(target) > 4095:  # PATH_MAX less the NUL
             raise FsError(errno.ENAMETOOLONG)
         return await self._journal.create_node(
@@ -120,16 +130,19 @@ class FileSystem:
 
     async def link(self, ino: Ino, parent: Ino, name: bytes) -> Attributes:
         """Give a file one more name."""
+        self._require_writable()
         return await self._complete(
             await self._journal.link(ino, parent, name, now_ns=self._now_ns())
         )
 
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """Remove a name; the file goes with its last name and its last handle."""
+        self._require_writable()
         await self._after_removal(await self._journal.unlink(parent, name, now_ns=self._now_ns()))
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
         """Remove an empty folder."""
+        self._require_writable()
         await self._after_removal(await self._journal.rmdir(parent, name, now_ns=self._now_ns()))
 
     async def rename(
@@ -143,6 +156,7 @@ class FileSystem:
         exchange: bool,
     ) -> None:
         """Rename, in one transaction whatever it replaces."""
+        self._require_writable()
         replaced = await self._journal.rename(
             old_parent,
             old_name,
@@ -208,6 +222,7 @@ class FileSystem:
         fh: int | None = None,
     ) -> Attributes:
         """Change what is given; times that are not given stay, but ctime follows any change."""
+        self._require_writable()
         if size is not None:
             await self._truncate(await self._enter(ino), size)
         changed = await self._journal.set_attributes(
@@ -244,6 +259,8 @@ class FileSystem:
 
     async def open(self, ino: Ino, flags: int) -> int:
         """Open a file. O_TRUNC is ours to do: the kernel passes it on (atomic_o_trunc)."""
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            self._require_writable()
         live = await self._enter(ino)
         if flags & os.O_TRUNC:
             live.handles += 1  # keeps it live over the truncation
@@ -281,6 +298,7 @@ class FileSystem:
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write all of `data`. Times are the kernel's to send, as its cache writes back."""
+        self._require_writable()
         if offset + len(data) > self._max_file_bytes:
             raise FsError(errno.EFBIG)
         live = self._handles[fh].live
@@ -349,6 +367,7 @@ class FileSystem:
 
     async def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
         """Set an extended attribute."""
+        self._require_writable()
         await self._journal.set_xattr(ino, name, value, now_ns=self._now_ns())
 
     async def listxattr(self, ino: Ino) -> Sequence[bytes]:
@@ -357,6 +376,7 @@ class FileSystem:
 
     async def removexattr(self, ino: Ino, name: bytes) -> None:
         """Remove an extended attribute; ENODATA if there is none."""
+        self._require_writable()
         await self._journal.remove_xattr(ino, name, now_ns=self._now_ns())
 
     async def statfs(self) -> StatFs:
@@ -402,7 +422,11 @@ class FileSystem:
         return ino
 
     async def sync_remote(self, below: Ino = ROOT_INO) -> None:
-        """Return when everything below is on Discord as it is now, or newer."""
+        """Return when everything below is on Discord as it is now, or newer, and named there.
+
+        EROFS when another writer has the volume: it will not get there.
+        """
+        self._require_writable()
         inodes = {
             live.ino
             for live in list(self._blocks.live.values())
@@ -410,3 +434,5 @@ class FileSystem:
         }
         await self._uploader.flush(lambda live: live.ino in inodes)
         await self._durability.sync()
+        if self._published is not None:
+            await self._published()

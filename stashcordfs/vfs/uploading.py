@@ -15,6 +15,7 @@ stay dirty and are not sent again.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import secrets
@@ -35,12 +36,12 @@ from stashcordfs.store.packer import RequestBuilder
 from stashcordfs.vfs.blocks import Uploaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import Journal
     from stashcordfs.store.api import ObjectStore
-    from stashcordfs.store.pack import FinishedPack
+    from stashcordfs.store.pack import FinishedPack, Head
     from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
@@ -75,6 +76,10 @@ class UploadState:
     failures: int = 0
     last_error: str = ""
     paused_until_s: float = 0.0
+
+
+async def _no_head() -> None:
+    """Nobody posts segments."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +126,8 @@ class Uploader:
         self._changed = trio.Event()
         self._backoff_s = 0.0
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
+        self.halted: Callable[[], bool] = lambda: False  # another writer has the volume
+        self.head: Callable[[], Awaitable[Head | None]] = _no_head  # the newest segment
         blocks.on_dirty = self.wake
 
     # ------------------------------------------------------------------ asking
@@ -138,7 +145,8 @@ class Uploader:
     async def flush(self, only: Callable[[Live], bool] | None = None) -> None:
         """Return when every block that is dirty now is on Discord, in this version or a newer one.
 
-        With `only`, the blocks of matching inodes are waited for (others may go along).
+        With `only`, the blocks of matching inodes are waited for (others may go along). EROFS when
+        another writer has the volume.
         """
         waiting = {
             (live.ino, index): live.dirty[index].version
@@ -149,14 +157,25 @@ class Uploader:
         try:
             self.retry_now()
             while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
+                if self.halted():
+                    raise FsError(errno.EROFS)
                 await self._changed.wait()
         finally:
             self._flushes -= 1
+
+    def look_again(self) -> None:
+        """Whoever waits looks again: something that is no upload has changed."""
+        self._notify()
 
     def _still_waits(self, key: tuple[Ino, int], version: int) -> bool:
         live = self._blocks.live.get(key[0])
         dirty = live.dirty.get(key[1]) if live else None
         return dirty is not None and dirty.uploaded < version
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more waits than a message holds."""
+        return self._blocks.room.dirty_bytes >= self._store.limits.max_request_bytes
 
     def oldest_dirty_s(self) -> float:
         """Age in seconds of the oldest byte that is not on Discord; 0 when there is none."""
@@ -198,6 +217,8 @@ class Uploader:
     def _due_in(self) -> float:
         """Seconds until a round should start; 0 or less: now."""
         now = self._clock()
+        if self.halted():
+            return math.inf
         if self.state.paused_until_s > now:
             return self.state.paused_until_s - now
         if not self._blocks.queue:
@@ -255,7 +276,8 @@ class Uploader:
         try:
             await self._fill(parcel, builder, seen)
             if seen:
-                parcel.packs = await builder.finish(*await self._table(parcel))
+                told = await self._table(parcel)
+                parcel.packs = await builder.finish(*told, head=await self.head())
         except BaseException:
             parcel.release()
             raise

@@ -46,11 +46,14 @@ SELECT max((SELECT coalesce(max(id), 0) FROM changes),
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A committed row of `changes`: whether names changed in it, and whose content or times did."""
+    """A committed row of `changes`: whether names changed in it, and what else did.
+
+    `touched`: (inode, block) for content, (inode, -1) for size, times and other attributes.
+    """
 
     id: int
     names: bool
-    inos: frozenset[int]
+    touched: frozenset[tuple[int, int]]
 
 
 def prepare_apsw() -> None:
@@ -125,7 +128,7 @@ class Database:
         self.recorded: Callable[[Recorded], None] | None = None  # called after its commit
         self.now_ns: Callable[[], int] = time.time_ns
         self.names_changed = False  # noted by the group's operations, for `recorded`
-        self.touched: set[int] = set()
+        self.touched: set[tuple[int, int]] = set()
         self._open = False
         self._written = False
         self._operations = 0

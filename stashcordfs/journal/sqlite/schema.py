@@ -119,7 +119,8 @@ CREATE TABLE changes (
 -- This volume's sealed objects in the journal channel, of this writer and of those that it took
 -- over from; anything else of the volume there is another writer's. `number` and `part` as the
 -- object says, `last_change` the last row of `changes` that it holds, `digest` its SHA-256. message
--- 0: not confirmed. `sealed`: a segment's bytes, until it and the next one are on Discord.
+-- 0: not confirmed; -1: dropped, and remembered for a while. `sealed`: a segment's bytes, until it
+-- and the next one are on Discord.
 CREATE TABLE objects (
     object_id BLOB NOT NULL PRIMARY KEY, kind INTEGER NOT NULL, number INTEGER NOT NULL,
     part INTEGER NOT NULL, last_change INTEGER NOT NULL, made_ns INTEGER NOT NULL,
