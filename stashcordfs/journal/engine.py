@@ -44,8 +44,8 @@ class Engine(Protocol):
     def insert_inode(self, attributes: Attributes) -> None:
         """Store a new inode."""
 
-    def update_inode(self, attributes: Attributes) -> None:
-        """Store an inode anew, whole."""
+    def update_inode(self, found: Attributes, after: Attributes) -> None:
+        """Store an inode anew, but for its stored bytes."""
 
     def touch_folder(self, ino: Ino, now_ns: int, *, subfolders: int = 0) -> None:
         """A name in the folder changed: mtime and ctime; a link for each subfolder more or less."""

@@ -220,22 +220,23 @@ class Journal(Outbox):
         uid: int | None = None,
         gid: int | None = None,
         size: int | None = None,
+        synced: int | None = None,
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
     ) -> Attributes:
-        """Change what is given; the attributes after. The kind of an inode never changes."""
+        """Change what is given; the attributes after. The kind of an inode never changes.
+
+        `synced` goes with a size that a write has made: so many of its bytes are on the disk.
+        """
         with self._db.operation:
-            return self._change(
+            after = self._change(
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
             )  # fmt: skip
-
-    async def grow(self, ino: Ino, size: int, *, synced: int) -> None:
-        """Set the size of a file that was written to; of its bytes, `synced` are on the disk."""
-        with self._db.operation:
-            self._change(ino, size=size)
-            self._put_synced_size(ino, synced, whole=synced >= size)
+            if size is not None and synced is not None:
+                self._put_synced_size(ino, synced, whole=synced >= size)
+            return after
 
     async def size_synced(self, ino: Ino, size: int, *, whole: bool) -> None:
         """The first `size` bytes are durable; `whole`: so is everything that was written."""
@@ -282,9 +283,7 @@ class Journal(Outbox):
             ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
             blocks=found.blocks,
         )
-        self._engine.update_inode(after)
-        if after.size != found.size:
-            self._engine.set_size(found, after.size)
+        self._engine.update_inode(found, after)
         return after
 
     async def truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:

@@ -65,6 +65,13 @@ class Outbox:
             valid,
         )  # fmt: skip
 
+    async def valid_length(self, ino: Ino, index: int) -> int:
+        """How many bytes of a block its chunk gives; 0 for a hole. Cheaper than `chunk_at`."""
+        row = self._db.one(
+            "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
+        )
+        return 0 if row is None else int(row[0])
+
     async def find_chunk(self, chunk_id: ChunkId) -> int | None:
         """A chunk that Discord is known to have, by its keyed hash."""
         row = self._db.one(

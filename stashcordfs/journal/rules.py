@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import FsError
@@ -114,7 +113,7 @@ def link(engine: Engine, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> 
     engine.set_links(ino, found.nlink + 1, now_ns)
     engine.insert_entry(parent, name, ino)
     engine.touch_folder(parent, now_ns)
-    return replace(found, nlink=found.nlink + 1, ctime_ns=now_ns)
+    return found._replace(nlink=found.nlink + 1, ctime_ns=now_ns)
 
 
 def unlink(engine: Engine, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
@@ -144,7 +143,7 @@ def rmdir(engine: Engine, parent: Ino, name: bytes, *, now_ns: int) -> Attribute
 def _lose_name(engine: Engine, found: Attributes, now_ns: int) -> Attributes:
     nlink = 0 if _is_folder(found) else found.nlink - 1
     engine.set_links(found.ino, nlink, now_ns)
-    return replace(found, nlink=nlink, ctime_ns=now_ns)
+    return found._replace(nlink=nlink, ctime_ns=now_ns)
 
 
 def rename(

@@ -146,8 +146,7 @@ class Blocks(BlockTable):
 
     async def _make_dirty(self, live: Live, index: int) -> Dirty:
         key = clean_key(live.ino, index)
-        entry = await self.journal.chunk_at(live.ino, index)
-        base = entry.valid_length if entry else 0
+        base = await self.journal.valid_length(live.ino, index)
         was_clean = self._clean.pop(key, None)
         if was_clean is not None:
             self.room.used_bytes -= was_clean
@@ -162,7 +161,8 @@ class Blocks(BlockTable):
         if not self.queue:
             self.on_dirty()
         self.queue[key] = (live, index)
-        self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
+        if live.size:
+            self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
         self._charge(dirty)
         return dirty
 
@@ -367,9 +367,13 @@ class Blocks(BlockTable):
 
         self.files.on_low_spares = tell
         while True:
-            if names := self.files.spares_wanted():
-                await trio.to_thread.run_sync(self.files.make_spares, names)
-                self.files.add_spares(names)
+            if numbers := self.files.spares_wanted():
+                try:
+                    await trio.to_thread.run_sync(self.files.make_spares, numbers)
+                except LocalDiskError:
+                    self.files.give_back(numbers)
+                    raise
+                self.files.add_spares(numbers)
             await low.wait()
             low = trio.Event()
 
