@@ -150,6 +150,11 @@ class DiscordClient:
         """The bot's own id, asked for once."""
         return (self._me or await self.current_user()).id
 
+    async def ping(self) -> None:
+        """One small request, not repeated: does anybody answer?"""
+        route = Route("GET", "/users/@me")
+        await self._request(policy.Call(route=route, path="/users/@me", attempts=1))
+
     async def channel(self, channel_id: int) -> Channel:
         return models.parse_channel(
             await self._request(_call("GET", "/channels/{}", channel_id, path=f"/{channel_id}"))

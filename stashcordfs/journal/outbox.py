@@ -181,8 +181,8 @@ class Outbox:
     async def open_intents(self) -> list[Intent]:
         """Uploads whose outcome the journal does not know, oldest first."""
         found = []
-        for intent, nonce, after in self._db.all(
-            "SELECT id, nonce, after_message FROM intents ORDER BY id"
+        for intent, nonce, after, since_ns in self._db.all(
+            "SELECT id, nonce, after_message, created_ns FROM intents ORDER BY id"
         ):
             packs = self._db.all(
                 "SELECT p.object_id, p.filename, p.size FROM intent_packs i"
@@ -190,8 +190,14 @@ class Outbox:
                 " WHERE i.intent = ?",
                 (intent,),
             )
+            chunks = self._db.all(
+                "SELECT c.chunk_id FROM intent_packs i JOIN chunks c ON c.pack = i.pack"
+                " WHERE i.intent = ?",
+                (intent,),
+            )
             wanted = {ObjectId(bytes(oid)): (name, size) for oid, name, size in packs}
-            found.append(Intent(intent, nonce, after, wanted))
+            chunk_ids = frozenset(ChunkId(bytes(row[0])) for row in chunks)
+            found.append(Intent(intent, nonce, after, since_ns, wanted, chunk_ids))
         return found
 
     # ------------------------------------------------------------------ what is only here

@@ -24,6 +24,9 @@ class ObjectStore(Protocol):
     def limits(self) -> Limits:
         """What one message may carry now."""
 
+    async def ping(self) -> None:
+        """One small request, not repeated: returns when the store answers. DiscordError."""
+
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
         """Post one message; where each pack is, in order.
 

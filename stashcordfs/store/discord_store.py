@@ -77,6 +77,10 @@ class DiscordStore:
             self._learned.know_guild(guild.premium_tier, guild.features)
         return self.limits
 
+    async def ping(self) -> None:
+        """Ask who we are, once."""
+        await self._client.ping()
+
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
         """Post one message to the channel with the fewest posts under way."""
         channel = self._channel_of(nonce)

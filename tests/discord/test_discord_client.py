@@ -467,3 +467,16 @@ async def test_a_create_that_was_unclear_stays_so_when_the_breaker_opens(
     async with client_of(script) as client:
         with pytest.raises(errors.OutcomeUnknown, match="blocks this address"):
             await create(client)
+
+
+@pytest.mark.parametrize(
+    ("answer", "offline"),
+    [(httpx.ConnectError("refused"), True), (httpx.Response(503), False)],
+)
+async def test_a_ping_is_one_request_and_tells_whether_anybody_answered(answer, offline) -> None:
+    script = Script(answer)
+    async with client_of(script) as client:
+        with pytest.raises(errors.DiscordUnavailable) as caught:
+            await client.ping()
+    assert len(script.requests) == 1
+    assert caught.value.offline == offline

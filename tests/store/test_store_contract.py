@@ -111,6 +111,11 @@ async def test_what_may_have_arrived_is_found_by_name_after_an_id(opened) -> Non
         assert await store.find(place.message, {place.filename}) == {}
 
 
+async def test_a_ping_is_answered(opened) -> None:
+    async with opened() as store:
+        await store.ping()
+
+
 async def test_records_are_found_and_read(opened) -> None:
     async with opened() as store:
         name = f"{RECORD_PREFIX}x.json"

@@ -11,15 +11,18 @@ import trio
 import trio.testing
 
 from stashcordfs.errors import DiscordUnavailable, ObjectCorrupt, OutcomeUnknown
+from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs import settling
+from stashcordfs.vfs.uploading import UploadSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, volume
+from harness import BLOCK, inline, volume
 
 
 @pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
+def clock(monkeypatch) -> trio.testing.MockClock:
+    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
+    return trio.testing.MockClock(autojump_threshold=0)
 
 
 def messages(store) -> list[str]:
@@ -145,6 +148,161 @@ async def test_the_next_start_adopts_what_an_earlier_run_had_sent(clock, tmp_pat
         assert len(messages(v.store)) == 1
         assert await v.journal.open_intents() == []
         assert await v.read(ino) == data
+
+
+async def left_by_an_earlier_run(tmp_path, *, arrived: str, lost: str) -> None:
+    """One upload a name, its outcome not known: `arrived` is on the server, `lost` is not."""
+    async with volume(tmp_path) as v:
+        for name in arrived + lost:
+            unclear = Unclear(v.store, times=1, stores=name in arrived)
+            await v.make(name.encode(), os.urandom(BLOCK))
+            await unclear.tried.wait()
+            v.store.put = unclear.put
+            v.store.find = unanswered
+            v.uploader._end_pause()
+        assert len(await v.journal.open_intents()) == len(arrived + lost)
+
+
+async def message_of(v, name: bytes) -> int:
+    entry = await v.journal.chunk_at((await v.fs.lookup(ROOT_INO, name)).ino, 0)
+    assert entry is not None
+    return entry.location.message
+
+
+async def unanswered(after, names):
+    await trio.lowlevel.checkpoint()
+    raise DiscordUnavailable("a bad day")
+
+
+class Listings:
+    """Counts a store's listings, and when they were asked for."""
+
+    def __init__(self, store) -> None:
+        self.find = store.find
+        self.at: list[float] = []
+        store.find = self
+
+    async def __call__(self, after, names):
+        self.at.append(trio.current_time())
+        return await self.find(after, names)
+
+
+async def test_what_is_left_is_settled_together_by_shared_listings(clock, tmp_path) -> None:
+    await left_by_an_earlier_run(tmp_path, arrived="ab", lost="cd")
+    async with volume(tmp_path) as v:
+        listings, begun = Listings(v.store), trio.current_time()
+        await v.fs.sync_remote()
+
+        assert len(listings.at) == 4  # soon, then three that are 20 s apart; one set for all
+        assert trio.current_time() - begun < 70
+        assert [await message_of(v, name) for name in (b"a", b"b")] == [1, 2]  # adopted
+        assert {await message_of(v, name) for name in (b"c", b"d")} == set(
+            range(3, 1 + len(messages(v.store)))
+        )
+        assert await v.journal.open_intents() == []
+        assert len(await v.journal.watched()) == 2
+
+
+async def test_others_do_not_wait_for_what_is_unsettled(clock, tmp_path) -> None:
+    await left_by_an_earlier_run(tmp_path, arrived="", lost="c")
+    async with volume(tmp_path) as v:
+        begun = trio.current_time()
+        ino = await v.make(b"new", os.urandom(BLOCK))
+        await v.fs.sync_remote(ino)
+
+        assert trio.current_time() - begun < 2
+        assert v.settler.unsettled == 1
+        assert len(messages(v.store)) == 1  # what is unsettled was not sent again
+
+
+async def test_what_was_changed_since_does_not_wait_either(clock, tmp_path) -> None:
+    await left_by_an_earlier_run(tmp_path, arrived="a", lost="")
+    async with volume(tmp_path) as v:
+        v.store.find = unanswered
+        ino = (await v.fs.lookup(ROOT_INO, b"a")).ino
+        fh = await v.fs.open(ino, os.O_RDWR)
+        await v.write(fh, 0, b"changed")
+        await v.fs.release(fh)
+        await v.fs.sync_remote(ino)
+
+        assert v.settler.unsettled == 1
+        assert len(messages(v.store)) == 2
+
+
+async def test_an_upload_goes_on_while_another_is_settled(clock, tmp_path) -> None:
+    async with volume(tmp_path) as v:
+        lost = Unclear(v.store, times=1, stores=False)
+        v.store.find = unanswered
+        await v.make(b"a", os.urandom(BLOCK))
+        await lost.tried.wait()
+        for name in (b"b", b"c", b"d"):  # more than are sent at once
+            await v.fs.sync_remote(await v.make(name, os.urandom(BLOCK)))
+
+        assert v.settler.unsettled == 1
+        assert v.settler.unsettled_since_ns == 1e9 * (1 + 5)  # due after 5 s; the harness adds 1
+        assert v.settler.oldest_unsettled_s() == pytest.approx(trio.current_time() - 5)
+        assert len(messages(v.store)) == 3
+
+
+async def test_not_everything_is_let_become_unclear(clock, tmp_path) -> None:
+    async with volume(tmp_path) as v:
+        lost = Unclear(v.store, times=1000, stores=False)
+        v.store.find = unanswered
+        for number in range(12):
+            await v.make(b"%d" % number, os.urandom(BLOCK))
+            await trio.sleep(60)
+
+        assert v.settler.unsettled == len(set(lost.nonces)) == 4
+
+
+async def test_the_uploader_sleeps_while_everything_waits(clock, tmp_path) -> None:
+    async with volume(tmp_path) as v:
+        Unclear(v.store, times=1, stores=False)
+        v.store.find = unanswered
+        await v.make(b"a", os.urandom(BLOCK))
+        await trio.sleep(60)
+        looks = 0
+        due_in = v.uploader._due_in
+
+        def counted():
+            nonlocal looks
+            looks += 1
+            return due_in()
+
+        v.uploader._due_in = counted
+        await trio.sleep(600)
+        assert looks == 0
+
+        await v.fs.sync_remote(await v.make(b"b", os.urandom(BLOCK)))
+        assert len(messages(v.store)) == 1
+
+
+async def test_what_is_adopted_is_not_sent_again_without_deduplication(clock, tmp_path) -> None:
+    await left_by_an_earlier_run(tmp_path, arrived="a", lost="")
+    async with volume(tmp_path, settings=UploadSettings(dedup=False)) as v:
+        await v.fs.sync_remote()
+
+        assert len(messages(v.store)) == 1
+
+
+async def test_without_a_network_nothing_is_asked_but_one_ping_a_minute(clock, tmp_path) -> None:
+    await left_by_an_earlier_run(tmp_path, arrived="a", lost="")
+    async with volume(tmp_path) as v:
+        find = v.store.find
+
+        async def offline(after, names):
+            await trio.lowlevel.checkpoint()
+            raise DiscordUnavailable("no network", offline=True)
+
+        v.store.offline, v.store.find = True, offline
+        listings = Listings(v.store)
+        await trio.sleep(3600)
+        assert len(listings.at) == 1
+        assert 55 <= v.store.pings <= 60
+
+        v.store.offline, v.store.find = False, find
+        await trio.sleep(61)
+        assert await v.journal.open_intents() == []
 
 
 async def test_an_intent_of_which_nothing_arrived_is_given_up_and_sent_anew(
