@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,7 @@ class Call:
     creates: bool = False  # it makes something: an unclear outcome is not simply a failure
     repeatable: bool = True
     attempts: int = MAX_FAILURES
+    doubt: Callable[[], None] = lambda: None  # told of a success after an unclear attempt
 
 
 class Kind(enum.Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -171,6 +172,18 @@ class Outbox:
             (name, after, at)
             for name, after, at in self._db.all("SELECT * FROM watched ORDER BY given_up_ns")
         ]
+
+    async def messages_of(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Channel and message of the packs by these names; message 0: not known yet.
+
+        Without an index, for it is asked for seldom: what has no pack is not among them.
+        """
+        rows = self._db.all(
+            "SELECT filename, channel, message FROM packs"
+            " WHERE filename IN (SELECT value FROM json_each(?))",
+            (json.dumps(sorted(names)),),
+        )
+        return {name: (channel, message) for name, channel, message in rows}
 
     async def unwatch(self, names: Iterable[str]) -> None:
         """They were deleted, or will not come any more."""

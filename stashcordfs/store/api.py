@@ -34,6 +34,9 @@ class ObjectStore(Protocol):
         limits were lowered, pack anew.
         """
 
+    def doubtful(self, nonce: str) -> bool:
+        """Whether a post under this nonce succeeded, but may yet be carried out once more."""
+
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
         """Exactly these bytes. ObjectMissing, ObjectCorrupt when shorter than recorded."""
 
@@ -42,6 +45,9 @@ class ObjectStore(Protocol):
 
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
         """Those of the named attachments that stand in own messages after this id."""
+
+    async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
+        """The same, each occurrence of a name: one message may have been made twice."""
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Post the volume's record to the journal channel."""

@@ -81,7 +81,8 @@ class Network:
         while True:
             await self._lost.wait()
             returned = self._returned
-            with trio.move_on_after(self._tried_s + _PROBE_EVERY_S - self._clock()):
+            wait_s = self._tried_s + _PROBE_EVERY_S - self._clock()
+            with trio.move_on_after(max(0.0, wait_s)):
                 await returned.wait()
             if self.gone and self._clock() >= self._tried_s + _PROBE_EVERY_S:
                 self._tried_s = self._clock()

@@ -9,6 +9,10 @@ A create whose answer was lost may have happened. So, in this order:
 3. the names given up are *watched* for a day: a message that appears after all is deleted, so that
    no orphan stays. A message is a unit, and wholly ours: its names are unguessable.
 
+An upload that succeeded after an attempt without an answer is watched as well: that attempt may be
+carried out when the server has forgotten the nonce. Only what no pack of the journal stands in is
+deleted.
+
 All that are unsettled share their listings, those that an earlier run left among them: `run` lists
 when the first of them is due, and what was found serves all. While the network is gone nothing is
 asked; `vfs.network` wakes the round.
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -43,6 +48,7 @@ _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 15.0
 _LONGEST_UNANSWERED_S = 60.0
 _TOGETHER_S = 0.5  # who is due so soon after a listing began is served by it
 _LISTINGS = 3
+_LISTING_LAGS_S = 900.0  # a message that is older than this is in every listing
 _WATCH_FIRST_S, _WATCH_LONGEST_S, _WATCH_FOR_NS = 60.0, 6 * 3600.0, 86_400 * 10**9
 
 Wanted = dict["ObjectId", tuple[str, int]]  # name and size by object id
@@ -97,6 +103,8 @@ class Settler:
         self._unsettled: list[_Unsettled] = []
         self._asked = trio.Event()
         self._watch_added = trio.Event()
+        self._looks: deque[tuple[float, int]] = deque()  # when, and the newest id known then
+        self._seen_to = 0  # what is not newer has been looked through for good
 
     @property
     def unsettled(self) -> int:
@@ -130,23 +138,25 @@ class Settler:
         begun_s = self._clock()
         wanted: Wanted = {p.object_id: (p.filename, p.size) for p in packs}
         try:
-            return await self._put(packs, nonce)
+            found = await self._put(packs, nonce)
         except ObjectCorrupt:
             await self._watch(wanted, after)
             raise
         except OutcomeUnknown as error:
             self._report(f"an upload's outcome is unknown: {error}")
+        else:
+            if self._store.doubtful(nonce):
+                await self._watch(wanted, after)
+            return found
         with self._among_unsettled(wanted, after, self._now_ns()) as upload:
             unclear()
-            found = await self._resend(upload, packs, nonce=nonce, begun_s=begun_s)
-            if found is None:
-                found = await self._await_listed(upload)
-            if found is None:
-                await self._watch(wanted, after)
-                raise OutcomeUnknown(
-                    "an upload was given up after its answer was lost; it is repeated"
-                )
-        return found
+            settled = await self._resend(upload, packs, nonce=nonce, begun_s=begun_s)
+            if settled is None:
+                settled = await self._await_listed(upload)
+            await self._watch(wanted, after)
+        if settled is None:
+            raise OutcomeUnknown("an upload was given up after its answer was lost; it is repeated")
+        return settled
 
     async def settle_left(self, intent: Intent) -> bool:
         """Settle what an earlier run left: True when it was there and is adopted, durably."""
@@ -154,8 +164,8 @@ class Settler:
             found = await self._look(upload, _FIRST_DELAY_S)
             if found is None:
                 found = await self._await_listed(upload)
+            await self._watch(intent.packs, intent.after_message)
             if found is None:
-                await self._watch(intent.packs, intent.after_message)
                 await self._journal.abandon_intent(intent.id)
             else:
                 # The chunks are known from here on: the blocks, still dirty, will refer to them.
@@ -266,32 +276,56 @@ class Settler:
         self._watch_added.set()
 
     async def run_watch(self) -> None:
-        """Delete what appears after its upload was given up, for ever. Sleeps while none is."""
-        delay_s = 0.0
+        """Delete what appears late, for ever. Sleeps while nothing is watched for."""
+        delay_s, due_s = _WATCH_FIRST_S, self._clock() + _WATCH_FIRST_S
         while True:
-            watched = await self._journal.watched()
-            if not watched:
-                self._watch_added = trio.Event()
-                await self._watch_added.wait()
+            added = self._watch_added = trio.Event()
+            if not await self._journal.watched():
+                due_s = math.inf
+            with trio.move_on_after(max(0.0, due_s - self._clock())):
+                await added.wait()
+            if added.is_set():  # soon, but not at once: whoever added it has not finished
                 delay_s = _WATCH_FIRST_S
-            with trio.move_on_after(delay_s):
-                self._watch_added = trio.Event()
-                await self._watch_added.wait()
-                delay_s = 0.0  # a new one: look sooner again
-            delay_s = min(max(_WATCH_FIRST_S, delay_s * 3), _WATCH_LONGEST_S)
+                due_s = min(due_s, self._clock() + delay_s)
+                continue
             await self._look_for_watched()
+            delay_s = min(delay_s * 3, _WATCH_LONGEST_S)
+            due_s = self._clock() + delay_s
 
     async def _look_for_watched(self) -> None:
         watched = await self._journal.watched()
+        begun_s = self._clock()
+        after = max(self._seen_to, min((after for _, after, _ in watched), default=0))
         try:
-            found = await self._store.find(
-                min((after for _, after, _ in watched), default=0), {name for name, _, _ in watched}
-            )
-            if found:
-                await self._store.delete([(at.channel, at.message) for at in found.values()])
-                log.info("deleted %d attachments whose upload had been given up", len(found))
+            newest = await self._store.newest_id()
+            with self._network.noticing():
+                found = await self._store.find_all(after, {name for name, _, _ in watched})
+            late = await self._late(found)
+            if late:
+                await self._store.delete(sorted(late))
+                log.info("deleted %d messages that appeared late", len(late))
         except DiscordError as error:
             log.info("watched uploads not looked for: %s", error)
             return
-        late_ns = self._now_ns() - _WATCH_FOR_NS
-        await self._journal.unwatch(n for n, _, at in watched if n in found or at < late_ns)
+        self._looked_through(begun_s, newest)
+        done = self._now_ns() - _WATCH_FOR_NS
+        await self._journal.unwatch(name for name, _, at in watched if at < done)
+
+    async def _late(self, found: Sequence[Location]) -> set[tuple[int, int]]:
+        """Messages that nothing refers to, and nothing will: none of their packs stands there.
+
+        A pack of message 0 is still being settled: its message may be the one to keep.
+        """
+        kept = await self._journal.messages_of({at.filename for at in found})
+        stands = {
+            (at.channel, at.message)
+            for at in found
+            if at.filename in kept and kept[at.filename] in ((0, 0), (at.channel, at.message))
+        }
+        return {(at.channel, at.message) for at in found} - stands
+
+    def _looked_through(self, begun_s: float, newest: int) -> None:
+        """Let the next look begin where listings were complete at this one."""
+        self._looks.append((begun_s, newest))
+        while self._looks and self._looks[0][0] <= begun_s - _LISTING_LAGS_S:
+            self._seen_to = self._looks.popleft()[1]
