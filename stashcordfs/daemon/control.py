@@ -164,6 +164,8 @@ class Control:
         metrics.cache_bytes.set(parts.blocks.room.used_bytes)
         metrics.dirty_bytes.set(parts.blocks.room.dirty_bytes)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
+        metrics.unsettled_uploads.set(parts.settler.unsettled)
+        metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
         for counter, total in (

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,6 +100,8 @@ class Parts:
             "dirty_bytes": self.blocks.room.dirty_bytes,
             "dirty_blocks": len(self.blocks.queue),
             "pending_packs": self.uploader.state.pending_packs,
+            "unsettled": self.settler.unsettled,
+            "unsettled_since": _utc(self.settler.unsettled_since_ns),
             "uploaded_bytes": self.uploader.state.uploaded_bytes,
             "messages_sent": self.stats.messages_sent,
             "requests": self.stats.requests,
@@ -124,8 +127,13 @@ class Parts:
         self.uploader.settings = upload_settings(new)
         if new.token is not None:
             self.token.replace(new.token.reveal())
-        self.uploader.retry_now()
+        self.uploader.wake()
         log.info("settings reloaded")
+
+
+def _utc(at_ns: int) -> str:
+    """A time for people and programs, to the second; empty for none."""
+    return datetime.fromtimestamp(at_ns // 10**9, UTC).isoformat() if at_ns else ""
 
 
 def cache_limits(settings: Settings) -> CacheLimits:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from stashcordfs.types import Attributes, ChunkRef, Ino, Location, ObjectId
+    from stashcordfs.types import Attributes, ChunkId, ChunkRef, Ino, Location, ObjectId
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,17 @@ class ChunkEntry:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An upload whose outcome is not in the journal yet: its packs' names and sizes by id."""
+    """An upload whose outcome is not in the journal yet: its packs' names and sizes by id.
+
+    `since_ns` is when it was begun, Unix time; `chunk_ids` are those of all its packs.
+    """
 
     id: int
     nonce: str
     after_message: int
+    since_ns: int
     packs: dict[ObjectId, tuple[str, int]]
+    chunk_ids: frozenset[ChunkId]
 
 
 class Engine(Protocol):

@@ -44,6 +44,12 @@ class Metrics:
         self.cache_bytes = self._gauge("cache_bytes", "Bytes held by the block cache")
         self.dirty_bytes = self._gauge("dirty_bytes", "Bytes that are not on Discord yet")
         self.pending_packs = self._gauge("pending_packs", "Packs in the outbox")
+        self.unsettled_uploads = self._gauge(
+            "unsettled_uploads", "Uploads that Discord may or may not have carried out"
+        )
+        self.oldest_unsettled_seconds = self._gauge(
+            "oldest_unsettled_seconds", "Age of the oldest upload whose outcome is not known"
+        )
         self.oldest_dirty_seconds = self._gauge(
             "oldest_dirty_seconds", "Age of the oldest byte that is not on Discord yet"
         )

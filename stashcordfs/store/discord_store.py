@@ -63,6 +63,7 @@ class DiscordStore:
         self._leases = LinkLeases(client, clock_wall)
         self._newest: int | None = None
         self._sent: LRUCache[str, int] = LRUCache(1024)
+        self._doubtful: LRUCache[str, bool] = LRUCache(1024)
 
     @property
     def limits(self) -> Limits:
@@ -77,6 +78,10 @@ class DiscordStore:
             self._learned.know_guild(guild.premium_tier, guild.features)
         return self.limits
 
+    async def ping(self) -> None:
+        """Ask who we are, once."""
+        await self._client.ping()
+
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
         """Post one message to the channel with the fewest posts under way."""
         channel = self._channel_of(nonce)
@@ -84,7 +89,9 @@ class DiscordStore:
         self._busy[channel] = self._busy.pop(channel) + 1
         files = [UploadFile(pack.filename, pack.parts) for pack in packs]
         try:
-            message = await self._client.create_message(channel, files, nonce=nonce)
+            message = await self._client.create_message(
+                channel, files, nonce=nonce, doubt=lambda: self._doubt(nonce)
+            )
         except TooLarge as error:
             if not self._learned.too_large([pack.size for pack in packs]):
                 text = "Discord refuses even the smallest message; is there a proxy in between?"
@@ -98,6 +105,13 @@ class DiscordStore:
             with suppress(DiscordError):
                 await self._client.delete_message(message.channel_id, message.id)
             raise
+
+    def doubtful(self, nonce: str) -> bool:
+        """Whether some attempt under this nonce was not answered before one was."""
+        return nonce in self._doubtful
+
+    def _doubt(self, nonce: str) -> None:
+        self._doubtful[nonce] = True
 
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
         """Exactly these bytes, by a leased link; a refused link is renewed once."""
@@ -131,17 +145,19 @@ class DiscordStore:
 
         Own ones only: anybody who reads the channel could post a file of a name that he saw there.
         """
+        return {at.filename: at for at in await self.find_all(after, names)}
+
+    async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
+        """Each occurrence of them, by channel and age."""
         own = await self._client.own_id()
-        found: dict[str, Location] = {}
-        for channel in list(self._busy):
-            for message in await self._after(channel, after):
-                if message.author_id == own:
-                    found |= {
-                        a.filename: _location(message, a)
-                        for a in message.attachments
-                        if a.filename in names
-                    }
-        return found
+        return [
+            _location(message, attachment)
+            for channel in list(self._busy)
+            for message in await self._after(channel, after)
+            if message.author_id == own
+            for attachment in message.attachments
+            if attachment.filename in names
+        ]
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Post the volume's record to the journal channel."""

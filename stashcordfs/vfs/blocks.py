@@ -158,9 +158,8 @@ class Blocks(BlockTable):
         now = self._clock()
         dirty = Dirty(slot, version, 0, was_clean is not None or not base, base, now, now)
         live.dirty[index] = dirty
-        if not self.queue:
-            self.on_dirty()
         self.queue[key] = (live, index)
+        self.on_dirty()
         if live.size:
             self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
         self._charge(dirty)

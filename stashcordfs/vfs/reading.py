@@ -52,16 +52,18 @@ class Reader:
         store: ObjectStore,
         keys: VolumeKeys,
         spawn: Spawn,
+        answered: Callable[[], None],
         read_ahead_bytes: int,
         deadline_s: float,
         report: Callable[[str], None],
     ) -> None:
-        """Take the collaborators."""
+        """Take the collaborators. `answered` hears of each fetch that the network let through."""
         self._blocks = blocks
         self._journal = journal
         self._store = store
         self._keys = keys
         self._spawn = spawn
+        self._answered = answered
         self._read_ahead_bytes = read_ahead_bytes
         self._deadline_s = deadline_s
         self._report = report
@@ -182,6 +184,7 @@ class Reader:
         last = run[-1][1].ref
         length = last.offset + last.length - start
         sealed = memoryview(await self._store.fetch(run[0][1].location, start, length))
+        self._answered()
         self.fetched_bytes += length
         for index, entry in run:
             ref = entry.ref

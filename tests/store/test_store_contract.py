@@ -111,6 +111,20 @@ async def test_what_may_have_arrived_is_found_by_name_after_an_id(opened) -> Non
         assert await store.find(place.message, {place.filename}) == {}
 
 
+async def test_what_was_made_twice_is_found_twice(opened) -> None:
+    async with opened() as store:
+        before = await store.newest_id()
+        packs = await packs_of(100)
+        first, second = [await store.put(packs, nonce=os.urandom(8).hex()) for _ in range(2)]
+        assert await store.find_all(before, {packs[0].filename}) == first + second
+        assert not store.doubtful("any")
+
+
+async def test_a_ping_is_answered(opened) -> None:
+    async with opened() as store:
+        await store.ping()
+
+
 async def test_records_are_found_and_read(opened) -> None:
     async with opened() as store:
         name = f"{RECORD_PREFIX}x.json"

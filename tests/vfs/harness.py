@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BLOCK = 64 << 10
+
+
+async def inline(work, *args, **_):
+    """In place of `trio.to_thread.run_sync`: virtual time must not pass while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return work(*args)
+
+
 KEYS = VolumeKeys(bytes(16), {0: bytes(range(32))})
 
 
@@ -36,18 +44,25 @@ class FaultyStore(FolderStore):
     missing = False
     puts = 0
     fetched = 0
+    pings = 0
+
+    async def ping(self):
+        await trio.lowlevel.checkpoint()
+        self.pings += 1
+        if self.offline:
+            raise DiscordUnavailable("no network", offline=True)
 
     async def put(self, packs, *, nonce):
         await trio.lowlevel.checkpoint()
         if self.offline:
-            raise DiscordUnavailable("no network")
+            raise DiscordUnavailable("no network", offline=True)
         self.puts += 1
         return await super().put(packs, nonce=nonce)
 
     async def fetch(self, location, start, length):
         await trio.lowlevel.checkpoint()
         if self.offline:
-            raise DiscordUnavailable("no network")
+            raise DiscordUnavailable("no network", offline=True)
         if self.missing:
             raise ObjectMissing("deleted by hand")
         self.fetched += length

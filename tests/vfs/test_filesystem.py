@@ -133,7 +133,7 @@ async def test_page_writes_over_an_evicted_block_fetch_nothing(
         await v.fs.write(fh, 4096, b"y" * 4096)
         assert await v.fs.read(fh, 4096, 4096) == b"y" * 4096
         v.store.offline = False
-        v.uploader.retry_now()
+        v.uploader.wake()
         data[4096:8192] = b"y" * 4096
         await v.fs.sync_remote()
         await v.fs.release(fh)
