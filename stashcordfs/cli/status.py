@@ -29,6 +29,7 @@ _UNKNOWN = (
     "requests",
     "rate_limited",
     "cache_bytes",
+    "token",
     "last_error",
 )
 

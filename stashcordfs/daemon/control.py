@@ -168,6 +168,7 @@ class Control:
         metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
+        metrics.token_rejected.set(parts.client.gate.rejected)
         for counter, total in (
             (metrics.requests, stats.requests),
             (metrics.rate_limited, stats.rate_limited),
@@ -177,6 +178,7 @@ class Control:
             (metrics.received_bytes, stats.bytes_received),
             (metrics.uploaded_bytes, uploads.uploaded_bytes),
             (metrics.upload_failures, uploads.failures),
+            (metrics.suspends, parts.sleep.suspends),
         ):
             metrics.follow(counter, total)
         return metrics.render()

@@ -24,12 +24,14 @@ import trio
 from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Options, assembled
 from stashcordfs.daemon.control import Control
-from stashcordfs.daemon.provision import Token, open_keys, open_store
-from stashcordfs.discord.client import ClientStats
+from stashcordfs.daemon.provision import open_keys, store_on
+from stashcordfs.daemon.sleep import SleepWatch, boottime
+from stashcordfs.daemon.token import Token, TokenWatch
+from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
 from stashcordfs.fuse.session import Session
-from stashcordfs.ops.logging import set_level
+from stashcordfs.ops.logging import redact, set_level
 from stashcordfs.ops.metrics import Metrics
 from stashcordfs.ops.notify import Notifier
 from stashcordfs.vfs.room import CacheLimits
@@ -81,7 +83,10 @@ class Parts:
     durability: Durability
     filesystem: FileSystem
     stats: ClientStats
+    client: DiscordClient
     token: Token
+    token_watch: TokenWatch
+    sleep: SleepWatch
     report: Report
     nursery: trio.Nursery
     started_at: float = field(default_factory=time.time)
@@ -90,7 +95,7 @@ class Parts:
 
     def status(self) -> dict[str, object]:
         """The answer of `status --json` while mounted."""
-        now = trio.current_time()
+        now = boottime()
         return {
             "name": self.name,
             "state": self.state,
@@ -112,6 +117,8 @@ class Parts:
             "cached_blocks": self.blocks.clean_blocks,
             "upload_failures": self.uploader.state.failures,
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
+            **self.token_watch.status(),
+            "suspends": self.sleep.suspends,
             "last_error": self.report.last_error,
         }
 
@@ -126,7 +133,9 @@ class Parts:
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
         if new.token is not None:
-            self.token.replace(new.token.reveal())
+            value = new.token.reveal()
+            redact(value)
+            self.token.replace(value)
         self.uploader.wake()
         log.info("settings reloaded")
 
@@ -201,7 +210,7 @@ async def _main(
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     report = Report()
     stats = ClientStats()
-    token = Token(settings)
+    token = Token(settings, again=partial(load_settings, volume=volume.name))
     chosen = Options(
         block_bytes=record.block_size,
         limits=cache_limits(settings),
@@ -213,13 +222,13 @@ async def _main(
         noatime=bool(options.get("noatime")),
     )
     async with (
-        open_store(token, record, stats) as store,
+        DiscordClient(api_url=record.api_url, token=token, stats=stats, clock=boottime) as client,
         assembled(
             volume.path,
             chosen,
-            store=store,
+            store=store_on(client, record),
             keys=keys,
-            clock=trio.current_time,
+            clock=boottime,
             now_ns=time.time_ns,
             power_lost=partial(_power_was_lost, volume.path),
             ended=partial(_ended_cleanly, volume.path),
@@ -236,12 +245,26 @@ async def _main(
             assembly.durability,
             assembly.filesystem,
             stats,
+            client,
             token,
+            TokenWatch(
+                client=client,
+                token=token,
+                report=report,
+                accepted=assembly.uploader.wake,
+                learned=redact,
+            ),
+            SleepWatch([client.resumed, partial(_hurry, assembly.uploader)]),
             report,
             assembly.nursery,
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
     log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
+
+
+async def _hurry(uploader: Uploader) -> None:
+    """After a sleep of the machine: the network may be another one."""
+    uploader.wake()
 
 
 async def _serve(
@@ -269,6 +292,8 @@ async def _serve(
             parts.uploader.run,
             parts.settler.run_watch,
             parts.blocks.run_spares,
+            parts.token_watch.run,
+            parts.sleep.run,
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

@@ -64,6 +64,7 @@ class Call:
     repeatable: bool = True
     attempts: int = MAX_FAILURES
     doubt: Callable[[], None] = lambda: None  # told of a success after an unclear attempt
+    probe: bool = False  # it may try a token that was refused
 
 
 class Kind(enum.Enum):
@@ -97,6 +98,15 @@ class Chain:
         self._cut_uploads = 0
         self._limited = 0
         self.unclear = False
+
+    def check_repeatable(self, now: float) -> None:
+        """Raise OutcomeUnknown when the server may have forgotten the nonce meanwhile.
+
+        A wait for a limit, or a sleep of the machine, can come between an attempt that may have
+        been carried out and its repetition; that would make a second message.
+        """
+        if self.unclear and now > self._deadline:
+            raise self.final(DiscordUnavailable(f"{self._name()}: too late to be repeated"))
 
     def judge(self, outcome: Outcome, now: float, *, jitter: float = 1.0) -> float | None:
         """None: done. A number: try again after so many seconds. Else raises what it came to."""

@@ -41,6 +41,8 @@ class Metrics:
         self.guarded_faults = self._counter(
             "guarded_faults", "Handlers that raised what they should not", "name"
         )
+        self.suspends = self._counter("suspends", "Times that the machine has slept")
+        self.token_rejected = self._gauge("token_rejected", "1 while Discord refuses the token")
         self.cache_bytes = self._gauge("cache_bytes", "Bytes held by the block cache")
         self.dirty_bytes = self._gauge("dirty_bytes", "Bytes that are not on Discord yet")
         self.pending_packs = self._gauge("pending_packs", "Packs in the outbox")

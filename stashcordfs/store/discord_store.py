@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 _PAGE = 100
 _RECORD_PAGES = 5  # of the channel's beginning; later records stand on its newest page
+_YOUNG_S = 60.0  # until then a message that is not shown may yet appear
+_GAP_FIRST_S, _GAP_LONGEST_S = 0.5, 5.0  # between looks for it: up to three requests each
 _BULK_S = 13 * 86_400.0  # Discord refuses bulk deletion of what is older than 14 days
 
 
@@ -114,7 +116,26 @@ class DiscordStore:
         self._doubtful[nonce] = True
 
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
-        """Exactly these bytes, by a leased link; a refused link is renewed once."""
+        """Exactly these bytes, by a leased link.
+
+        The API calls itself eventually consistent (Discord's reference, "Consistency"): a message
+        may be missing for a moment after it was made, and so may its file on the CDN. So a young
+        one is looked for until it is no longer young, or the caller's deadline ends it.
+        """
+        delay_s, waited_s = _GAP_FIRST_S, 0.0
+        while True:
+            try:
+                return await self._fetch_leased(location, start, length)
+            except ObjectMissing:
+                # waited_s: a server whose Date is far behind its ids must not hold us for ever
+                if waited_s >= _YOUNG_S or self._age_s(location.message) >= _YOUNG_S:
+                    raise
+            await self._client.pause(delay_s)
+            waited_s += delay_s
+            delay_s = min(2 * delay_s, _GAP_LONGEST_S)
+
+    async def _fetch_leased(self, location: Location, start: int, length: int) -> bytes:
+        """By the link that is known; a refused one is renewed once."""
         where = (location.channel, location.message, location.attachment)
         for _ in range(2):
             url = await self._leases.url(*where, location.filename)
@@ -184,15 +205,19 @@ class DiscordStore:
 
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Delete messages, young ones together. One that is gone already is no error."""
-        now = self._client.server_now() or self._clock_wall()
         for channel in sorted({channel for channel, _ in messages}):
             ids = sorted({number for where, number in messages if where == channel})
-            young = [number for number in ids if now - snowflake_time(number) < _BULK_S]
+            young = [number for number in ids if self._age_s(number) < _BULK_S]
             if young:
                 await self._client.bulk_delete(channel, young)
             for number in ids:
                 if number not in young:
                     await self._client.delete_message(channel, number)
+
+    def _age_s(self, message: int) -> float:
+        """Since it was made, by the server's clock."""
+        now = self._client.server_now() or self._clock_wall()
+        return now - snowflake_time(message)
 
     def _channel_of(self, nonce: str) -> int:
         """The least busy channel; for a nonce sent before its own one, where it is known."""

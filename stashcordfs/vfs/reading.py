@@ -18,6 +18,7 @@ from cachetools import LRUCache
 from stashcordfs.cache import sums_of
 from stashcordfs.errors import CryptoError, DiscordError, FsError, StashcordError, StoreError
 from stashcordfs.store.pack import open_chunk
+from stashcordfs.vfs.echoes import Echoes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -70,6 +71,7 @@ class Reader:
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
         self._waiting = 0
+        self._echoes = Echoes()
         self._unkept: LRUCache[ChunkId, bytes] = LRUCache(_UNKEPT_BLOCKS)  # the disk had no room
         self.fetched_bytes = 0
         blocks.fill = self.fill
@@ -83,7 +85,8 @@ class Reader:
         self._look_ahead(handle, offset, end)
         pieces, missing = await self._gather(live, offset, end)
         if missing:
-            async with self._waiting_for(live, missing):
+            since_s = self._echoes.since(_keys(live, missing), trio.current_time())
+            async with self._waiting_for(live, missing, since_s=since_s):
                 for _ in range(_TRIES):
                     await self._bring(live, missing)
                     end = min(end, live.size)  # it may have been truncated meanwhile
@@ -124,18 +127,29 @@ class Reader:
         return plain[start : min(stop, entry.valid_length)].ljust(stop - start, b"\0")
 
     @asynccontextmanager
-    async def _waiting_for(self, live: Live, missing: Sequence[int]) -> AsyncIterator[None]:
-        """A wait for the network inside: bounded in number and time, its faults EIO."""
+    async def _waiting_for(
+        self, live: Live, missing: Sequence[int], *, since_s: float
+    ) -> AsyncIterator[None]:
+        """A wait for the network inside: bounded in number and time, its faults EIO.
+
+        The deadline counts from `since_s`. One that has passed already was reported by the read
+        of which this is the echo.
+        """
+        if since_s + self._deadline_s <= trio.current_time():
+            raise FsError(errno.EIO, "deadline passed")
         if self._waiting >= _MAX_WAITING_READS:
             raise FsError(errno.EIO, "too many reads wait for Discord")
         self._waiting += 1
         try:
-            with trio.fail_after(self._deadline_s):
+            with trio.fail_at(since_s + self._deadline_s):
                 yield
         except trio.TooSlowError:
+            self._echoes.failed(_keys(live, missing), since=since_s, now=trio.current_time())
             self._report(f"read: Discord did not answer within {self._deadline_s:g} s")
             raise FsError(errno.EIO, "deadline passed") from None
         except (StoreError, DiscordError, CryptoError) as error:
+            if isinstance(error, DiscordError) and error.temporary:
+                self._echoes.failed(_keys(live, missing), since=since_s, now=trio.current_time())
             self._report(f"read: inode {live.ino}, blocks {list(missing)[:4]}: {error}")
             raise FsError(errno.EIO, str(error)) from error
         finally:
@@ -143,7 +157,7 @@ class Reader:
 
     async def fill(self, live: Live, index: int) -> None:
         """Merge the base of a dirty block into its local file. EIO when it can't be had."""
-        async with self._waiting_for(live, [index]):
+        async with self._waiting_for(live, [index], since_s=trio.current_time()):
             for _ in range(_TRIES):
                 await self._bring(live, [index])
                 if self._blocks.present(live, index):
@@ -185,6 +199,7 @@ class Reader:
         length = last.offset + last.length - start
         sealed = memoryview(await self._store.fetch(run[0][1].location, start, length))
         self._answered()
+        self._echoes.clear()
         self.fetched_bytes += length
         for index, entry in run:
             ref = entry.ref
@@ -250,6 +265,10 @@ class Reader:
                     await self._fetch(live, missing)
         except StashcordError as error:
             log.debug("read-ahead gave up ino=%d error=%s", live.ino, error)  # the read will say
+
+
+def _keys(live: Live, indices: Sequence[int]) -> list[tuple[int, int]]:
+    return [(live.ino, index) for index in indices]
 
 
 def _runs(

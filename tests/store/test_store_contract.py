@@ -10,6 +10,7 @@ import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+import httpx
 import pytest
 
 from stashcordfs.crypto.keys import VolumeKeys
@@ -46,6 +47,12 @@ def server(tmp_path_factory):
         finally:
             process.terminate()
             process.wait(20)
+
+
+def grow_old(server) -> None:
+    """What is missing now is gone, not late."""
+    url = str(server["api_url"]).partition("/api/")[0] + "/_sandbox/clock"
+    httpx.post(url, json={"advance_s": 61}).raise_for_status()
 
 
 @asynccontextmanager
@@ -133,7 +140,7 @@ async def test_records_are_found_and_read(opened) -> None:
         assert (await store.find_records())[-1] == b'{"a":1}'
 
 
-async def test_what_is_deleted_is_missing_and_beyond_the_end_is_corrupt(opened) -> None:
+async def test_what_is_deleted_is_missing_and_beyond_the_end_is_corrupt(opened, server) -> None:
     async with opened() as store:
         places = [
             (await store.put(await packs_of(100), nonce=os.urandom(8).hex()))[0] for _ in range(3)
@@ -142,6 +149,7 @@ async def test_what_is_deleted_is_missing_and_beyond_the_end_is_corrupt(opened) 
             await store.fetch(places[0], 0, places[0].size_bytes + 1)
         await store.delete([(p.channel, p.message) for p in places])
         await store.delete([(places[0].channel, places[0].message)])
+    grow_old(server)
     async with opened() as store:
         for place in places:
             with pytest.raises(ObjectMissing):

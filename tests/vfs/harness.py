@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from stashcordfs.store.api import ObjectStore
+
 BLOCK = 64 << 10
 
 
@@ -117,6 +119,7 @@ async def volume(
     power_lost: bool = False,
     upload: bool = True,
     settings: UploadSettings | None = None,
+    other_store: ObjectStore | None = None,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one."""
     path = folder / "journal.sqlite"
@@ -139,7 +142,7 @@ async def volume(
             deadline_s=deadline_s,
             max_file_bytes=1 << 41,
         ),
-        store=store,
+        store=other_store or store,
         keys=KEYS,
         clock=trio.current_time,
         now_ns=now,
