@@ -1,38 +1,51 @@
 """One deadline for a read that the kernel makes twice. No I/O; times are given, in seconds.
 
 A program's read reaches us as a read-ahead request. When that fails, the kernel asks once more, for
-the one page that the program waits for (mm/filemap.c: a page that is not up to date is read again
-by itself), some milliseconds later. Without this a program would wait for two deadlines.
+the page that the program waits for (mm/filemap.c: what is not up to date is read again by itself),
+some milliseconds later. Without this a program would wait for two deadlines.
+
+So each failed request excuses one echo of its range, for a moment only: a program that tries again
+by itself has a whole deadline, and so has everybody once the network has answered.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable
+_ECHO_S = 0.5
 
-_ECHO_S = 1.0
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    ino: int
+    offset: int
+    end: int
+    since: float
+    at: float
 
 
 class Echoes:
-    """Which blocks a read has just waited for in vain, and since when."""
+    """What reads have just waited for in vain, and since when."""
 
     def __init__(self) -> None:
-        self._failed: dict[Hashable, tuple[float, float]] = {}
+        self._failed: list[_Failed] = []
 
-    def since(self, blocks: Collection[Hashable], now: float) -> float:
-        """When the waiting for these blocks began: `now`, unless this is an echo."""
-        failed = [self._failed.get(block) for block in blocks]
-        begun = [each[0] for each in failed if each is not None and now - each[1] <= _ECHO_S]
-        return min(begun) if begun and len(begun) == len(blocks) else now
+    def take(self, ino: int, offset: int, end: int, *, now: float) -> float | None:
+        """When the waiting began of which this read is the echo; None when it is none."""
+        self._failed = [each for each in self._failed if now - each.at <= _ECHO_S]
+        for each in self._failed:
+            inside = each.ino == ino and each.offset <= offset and end <= each.end
+            # one page of several: of a page that was read by itself there is no echo
+            if inside and end - offset < each.end - each.offset:
+                self._failed.remove(each)
+                return each.since
+        return None
 
-    def failed(self, blocks: Collection[Hashable], *, since: float, now: float) -> None:
-        """A read gave up. The failure of an echo does not make further echoes of later reads."""
-        self._failed = {k: v for k, v in self._failed.items() if now - v[1] <= _ECHO_S}
-        for block in blocks:
-            self._failed.setdefault(block, (since, now))
+    def failed(self, ino: int, offset: int, end: int, *, since: float, now: float) -> None:
+        """A read that was no echo gave up, for want of a network."""
+        self._failed = [each for each in self._failed if now - each.at <= _ECHO_S]
+        self._failed.append(_Failed(ino, offset, end, since, now))
 
     def clear(self) -> None:
-        """The network has answered: whoever asks now has a whole deadline."""
+        """The network has answered."""
         self._failed.clear()

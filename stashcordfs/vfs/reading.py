@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,10 @@ _FETCHES_AT_ONCE = 4
 _FIRST_WINDOW_BYTES = 2 << 20
 _TRIES = 4
 _UNKEPT_BLOCKS = 8
+
+
+class _GaveUp(FsError):
+    """EIO for want of a network, not of the data."""
 
 
 class Reader:
@@ -85,8 +90,7 @@ class Reader:
         self._look_ahead(handle, offset, end)
         pieces, missing = await self._gather(live, offset, end)
         if missing:
-            since_s = self._echoes.since(_keys(live, missing), trio.current_time())
-            async with self._waiting_for(live, missing, since_s=since_s):
+            async with self._one_deadline(live, offset, end), self._waiting_for(live, missing):
                 for _ in range(_TRIES):
                     await self._bring(live, missing)
                     end = min(end, live.size)  # it may have been truncated meanwhile
@@ -127,37 +131,46 @@ class Reader:
         return plain[start : min(stop, entry.valid_length)].ljust(stop - start, b"\0")
 
     @asynccontextmanager
-    async def _waiting_for(
-        self, live: Live, missing: Sequence[int], *, since_s: float
-    ) -> AsyncIterator[None]:
-        """A wait for the network inside: bounded in number and time, its faults EIO.
+    async def _one_deadline(self, live: Live, offset: int, end: int) -> AsyncIterator[None]:
+        """Within: a read that waits. What is left of the first one's deadline when it is an echo.
 
-        The deadline counts from `since_s`. One that has passed already was reported by the read
-        of which this is the echo.
+        Its failure was reported by the first, so the end of the rest is not reported again.
         """
-        if since_s + self._deadline_s <= trio.current_time():
-            raise FsError(errno.EIO, "deadline passed")
+        begun_s = trio.current_time()
+        since_s = self._echoes.take(live.ino, offset, end, now=begun_s)
+        try:
+            with trio.fail_at(math.inf if since_s is None else since_s + self._deadline_s):
+                yield
+        except trio.TooSlowError:
+            raise FsError(errno.EIO, "deadline passed") from None
+        except _GaveUp:
+            if since_s is None:
+                now = trio.current_time()
+                self._echoes.failed(live.ino, offset, end, since=begun_s, now=now)
+            raise
+
+    @asynccontextmanager
+    async def _waiting_for(self, live: Live, missing: Sequence[int]) -> AsyncIterator[None]:
+        """A wait for the network inside: bounded in number and time, its faults EIO."""
         if self._waiting >= _MAX_WAITING_READS:
             raise FsError(errno.EIO, "too many reads wait for Discord")
         self._waiting += 1
         try:
-            with trio.fail_at(since_s + self._deadline_s):
+            with trio.fail_after(self._deadline_s):
                 yield
         except trio.TooSlowError:
-            self._echoes.failed(_keys(live, missing), since=since_s, now=trio.current_time())
             self._report(f"read: Discord did not answer within {self._deadline_s:g} s")
-            raise FsError(errno.EIO, "deadline passed") from None
+            raise _GaveUp(errno.EIO, "deadline passed") from None
         except (StoreError, DiscordError, CryptoError) as error:
-            if isinstance(error, DiscordError) and error.temporary:
-                self._echoes.failed(_keys(live, missing), since=since_s, now=trio.current_time())
             self._report(f"read: inode {live.ino}, blocks {list(missing)[:4]}: {error}")
-            raise FsError(errno.EIO, str(error)) from error
+            wanting = isinstance(error, DiscordError) and error.temporary
+            raise (_GaveUp if wanting else FsError)(errno.EIO, str(error)) from error
         finally:
             self._waiting -= 1
 
     async def fill(self, live: Live, index: int) -> None:
         """Merge the base of a dirty block into its local file. EIO when it can't be had."""
-        async with self._waiting_for(live, [index], since_s=trio.current_time()):
+        async with self._waiting_for(live, [index]):
             for _ in range(_TRIES):
                 await self._bring(live, [index])
                 if self._blocks.present(live, index):
@@ -265,10 +278,6 @@ class Reader:
                     await self._fetch(live, missing)
         except StashcordError as error:
             log.debug("read-ahead gave up ino=%d error=%s", live.ino, error)  # the read will say
-
-
-def _keys(live: Live, indices: Sequence[int]) -> list[tuple[int, int]]:
-    return [(live.ino, index) for index in indices]
 
 
 def _runs(
