@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from cachetools import LRUCache
 from stashcordfs.cache import sums_of
 from stashcordfs.errors import CryptoError, DiscordError, FsError, StashcordError, StoreError
 from stashcordfs.store.pack import open_chunk
+from stashcordfs.vfs.echoes import Echoes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,6 +41,10 @@ _FETCHES_AT_ONCE = 4
 _FIRST_WINDOW_BYTES = 2 << 20
 _TRIES = 4
 _UNKEPT_BLOCKS = 8
+
+
+class _GaveUp(FsError):
+    """EIO for want of a network, not of the data."""
 
 
 class Reader:
@@ -68,6 +74,7 @@ class Reader:
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
         self._waiting = 0
+        self._echoes = Echoes()
         self._unkept: LRUCache[ChunkId, bytes] = LRUCache(_UNKEPT_BLOCKS)  # the disk had no room
         self.fetched_bytes = 0
         blocks.fill = self.fill
@@ -81,7 +88,7 @@ class Reader:
         self._look_ahead(handle, offset, end)
         pieces, missing = await self._gather(live, offset, end)
         if missing:
-            async with self._waiting_for(live, missing):
+            async with self._one_deadline(live, offset, end), self._waiting_for(live, missing):
                 for _ in range(_TRIES):
                     await self._bring(live, missing)
                     end = min(end, live.size)  # it may have been truncated meanwhile
@@ -122,6 +129,25 @@ class Reader:
         return plain[start : min(stop, entry.valid_length)].ljust(stop - start, b"\0")
 
     @asynccontextmanager
+    async def _one_deadline(self, live: Live, offset: int, end: int) -> AsyncIterator[None]:
+        """Within: a read that waits. What is left of the first one's deadline when it is an echo.
+
+        Its failure was reported by the first, so the end of the rest is not reported again.
+        """
+        begun_s = trio.current_time()
+        since_s = self._echoes.take(live.ino, offset, end, now=begun_s)
+        try:
+            with trio.fail_at(math.inf if since_s is None else since_s + self._deadline_s):
+                yield
+        except trio.TooSlowError:
+            raise FsError(errno.EIO, "deadline passed") from None
+        except _GaveUp:
+            if since_s is None:
+                now = trio.current_time()
+                self._echoes.failed(live.ino, offset, end, since=begun_s, now=now)
+            raise
+
+    @asynccontextmanager
     async def _waiting_for(self, live: Live, missing: Sequence[int]) -> AsyncIterator[None]:
         """A wait for the network inside: bounded in number and time, its faults EIO."""
         if self._waiting >= _MAX_WAITING_READS:
@@ -132,10 +158,11 @@ class Reader:
                 yield
         except trio.TooSlowError:
             self._report(f"read: Discord did not answer within {self._deadline_s:g} s")
-            raise FsError(errno.EIO, "deadline passed") from None
+            raise _GaveUp(errno.EIO, "deadline passed") from None
         except (StoreError, DiscordError, CryptoError) as error:
             self._report(f"read: inode {live.ino}, blocks {list(missing)[:4]}: {error}")
-            raise FsError(errno.EIO, str(error)) from error
+            wanting = isinstance(error, DiscordError) and error.temporary
+            raise (_GaveUp if wanting else FsError)(errno.EIO, str(error)) from error
         finally:
             self._waiting -= 1
 
@@ -182,6 +209,7 @@ class Reader:
         last = run[-1][1].ref
         length = last.offset + last.length - start
         sealed = memoryview(await self._store.fetch(run[0][1].location, start, length))
+        self._echoes.clear()
         self.fetched_bytes += length
         for index, entry in run:
             ref = entry.ref
