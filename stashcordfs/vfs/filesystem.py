@@ -240,7 +240,7 @@ class FileSystem:
     ) -> tuple[int, Attributes]:
         """Make a regular file and open it."""
         made = await self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, uid, gid)
-        live = Live(made.ino, 0, 0)
+        live = Live(made.ino, 0, 0, bare=True)
         self._blocks.live[made.ino] = live
         return self._new_handle(live, flags), made
 
@@ -347,10 +347,16 @@ class FileSystem:
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         """An extended attribute's value; ENODATA if there is none."""
+        live = self._blocks.live.get(ino)
+        if live is not None and live.bare:
+            raise FsError(errno.ENODATA)
         return await self._journal.get_xattr(ino, name)
 
     async def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
         """Set an extended attribute."""
+        live = self._blocks.live.get(ino)
+        if live is not None:
+            live.bare = False
         await self._journal.set_xattr(ino, name, value, now_ns=self._now_ns())
 
     async def listxattr(self, ino: Ino) -> Sequence[bytes]:

@@ -327,3 +327,16 @@ async def test_a_round_that_cannot_be_built_lets_its_blocks_go(
         lives = [v.blocks.live[ino] for ino in (first, second)]
         assert [live.dirty[0].sealing for live in lives] == [False, False]
         assert len((await v.uploader._build()).items) == 2
+
+
+async def test_a_new_file_is_known_to_have_no_attributes_until_it_gets_one(tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, os.O_RDWR, 0, 0)
+        with pytest.raises(FsError) as caught:
+            await v.fs.getxattr(made.ino, b"user.a")
+        assert caught.value.errno == errno.ENODATA
+
+        await v.fs.setxattr(made.ino, b"user.a", b"1")
+
+        assert await v.fs.getxattr(made.ino, b"user.a") == b"1"
+        await v.fs.release(fh)
