@@ -124,10 +124,34 @@ class Journal(Outbox):
         with self._db.operation:
             return rules.link(self._engine, ino, parent, name, now_ns=now_ns)
 
-    async def unlink(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
-        """Remove a name; the attributes after, whose nlink may be 0."""
+    async def unlink(
+        self,
+        parent: Ino,
+        name: bytes,
+        *,
+        now_ns: int,
+        kept: Callable[[Attributes], bool] = lambda _: True,
+        local: Callable[[Ino], bool] = lambda _: True,
+    ) -> Attributes:
+        """Remove a name; the attributes after, whose nlink may be 0.
+
+        An inode without a name that is not `kept` is forgotten in the same operation, as by
+        `purge`: it should be small, since its chunk list goes in one statement.
+        """
+        forgotten = False
+
+        def decide(found: Attributes) -> bool:
+            nonlocal forgotten
+            forgotten = not kept(found)
+            return not forgotten
+
         with self._db.operation:
-            return rules.unlink(self._engine, parent, name, now_ns=now_ns)
+            found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=decide)
+            if forgotten:
+                if found.blocks:
+                    self._db.run("DELETE FROM chunk_list WHERE ino = ?", (found.ino,))
+                self._forget(found, local=local(found.ino))
+            return found
 
     async def rmdir(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Remove an empty folder."""
@@ -331,9 +355,12 @@ class Journal(Outbox):
                 break
             await trio.lowlevel.checkpoint()
         with self._db.operation:
-            for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
-                self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
-            self._engine.delete_inode(found)
+            self._forget(found, local=local)
+
+    def _forget(self, found: Attributes, *, local: bool) -> None:
+        for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
+            self._db.run(f"DELETE FROM {table} WHERE ino = ?", (found.ino,))  # noqa: S608  constants
+        self._engine.delete_inode(found)
 
     # ------------------------------------------------------------------ extended attributes
 

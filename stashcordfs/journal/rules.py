@@ -15,6 +15,8 @@ from stashcordfs.errors import FsError
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stashcordfs.journal.engine import Engine
 
 NAME_MAX = 255
@@ -116,14 +118,21 @@ def link(engine: Engine, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> 
     return found._replace(nlink=found.nlink + 1, ctime_ns=now_ns)
 
 
-def unlink(engine: Engine, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
-    """Remove a name that is not a folder's. Returns what is left of the inode."""
+def unlink(
+    engine: Engine, parent: Ino, name: bytes, *, now_ns: int, kept: Callable[[Attributes], bool]
+) -> Attributes:
+    """Remove a name that is not a folder's. Returns what is left of the inode.
+
+    `kept` says whether an inode without a name stays for now; else the caller forgets it.
+    """
     _folder(engine, parent)
     found = _existing(engine, parent, name)
     if _is_folder(found):
         raise FsError(errno.EISDIR)
     engine.delete_entry(parent, name)
     engine.touch_folder(parent, now_ns)
+    if found.nlink == 1 and not kept(found):
+        return found._replace(nlink=0, ctime_ns=now_ns)
     return _lose_name(engine, found, now_ns)
 
 

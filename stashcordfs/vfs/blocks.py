@@ -341,20 +341,27 @@ class Blocks(BlockTable):
 
     async def purge(self, found: Attributes) -> None:
         """The inode is no more: everything local goes after the next sync of the journal."""
-        ino = found.ino
+        local = self.is_local(found.ino)
+        self.drop(found.ino, await self.journal.cached_beyond(found.ino, 0) if local else ())
+        await self.journal.purge(found, local=local)
+
+    def is_local(self, ino: Ino) -> bool:
+        """Whether this machine may know anything of the inode's blocks."""
+        return ino in self._generations or self.files.exists((ino, 0))
+
+    def drop(self, ino: Ino, cached: Iterable[int]) -> None:
+        """Forget what is in memory of an inode that the journal has forgotten, or will."""
         live = self.live.pop(ino, None)
-        generation = self._generations.pop(ino, 0)
+        key = (ino, self._generations.pop(ino, 0))
         if live is not None:
             live.gone = True
             self.unsynced.discard(live)
             for index in list(live.dirty):
                 self._drop_dirty(live, index)
-        local = self.files.exists((ino, generation))
-        if local:  # without it nothing of the inode is cached or dirty
-            for key in await self.journal.cached_beyond(ino, 0):
-                self.room.used_bytes -= self._clean.pop(key, 0)
-            self.reap.files.append((ino, generation))
-        await self.journal.purge(found, local=local or bool(generation))
+        if self.files.exists(key):  # without it nothing of the inode is cached
+            for clean in cached:
+                self.room.used_bytes -= self._clean.pop(clean, 0)
+            self.reap.files.append(key)
         self.room.progressed()
 
     async def run_spares(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from stashcordfs.errors import FsError
 from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 from stashcordfs.vfs.live import Handle, Live
+from stashcordfs.vfs.table import clean_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,7 +127,21 @@ class FileSystem:
 
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """Remove a name; the file goes with its last name and its last handle."""
-        await self._after_removal(await self._journal.unlink(parent, name, now_ns=self._now_ns()))
+        left = await self._journal.unlink(
+            parent, name, now_ns=self._now_ns(), kept=self._kept, local=self._blocks.is_local
+        )
+        if left.nlink or self._kept(left):
+            await self._after_removal(left)
+        else:  # the journal has forgotten it at once
+            blocks = range(-(-left.size // self._blocks.block_bytes))
+            self._blocks.drop(left.ino, (clean_key(left.ino, index) for index in blocks))
+
+    def _kept(self, found: Attributes) -> bool:
+        """Whether an inode without a name stays: it is open, live, or long to forget."""
+        return found.ino in self._blocks.live or self._is_long(found)
+
+    def _is_long(self, found: Attributes) -> bool:
+        return found.size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
         """Remove an empty folder."""
@@ -166,7 +181,7 @@ class FileSystem:
             await self._purge(attributes)
 
     async def _purge(self, found: Attributes) -> None:
-        if found.size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes:
+        if self._is_long(found):
             self._spawn(self._blocks.purge, found)  # in batches, off this request
         else:
             await self._blocks.purge(found)

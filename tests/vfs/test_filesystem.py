@@ -340,3 +340,24 @@ async def test_a_new_file_is_known_to_have_no_attributes_until_it_gets_one(tmp_p
 
         assert await v.fs.getxattr(made.ino, b"user.a") == b"1"
         await v.fs.release(fh)
+
+
+async def test_a_removed_cached_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, os.O_RDWR, 0, 0)
+        await v.fs.write(fh, 0, os.urandom(2 * BLOCK + 5))
+        await v.fs.release(fh)
+        await v.uploader.flush()
+        await v.durability.commit()
+        assert (v.blocks.clean_blocks, v.blocks.live) == (3, {})
+
+        await v.fs.unlink(ROOT_INO, b"a")
+
+        assert (v.blocks.clean_blocks, v.blocks.room.used_bytes) == (0, 0)
+        assert await v.journal.cached_all() == []
+        assert await v.journal.chunk_at(made.ino, 1) is None
+        with pytest.raises(FsError):
+            await v.journal.getattr(made.ino)
+        assert v.blocks.files.exists((made.ino, 0))  # until the journal is durable
+        await v.durability.sync()
+        assert not v.blocks.files.exists((made.ino, 0))
