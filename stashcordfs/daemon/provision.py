@@ -50,7 +50,10 @@ class MkfsResult:
 def store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStore:
     """The volume's store on Discord. No request is made yet: a mount starts without a network."""
     return DiscordStore(
-        client, channels=list(volume.channels), journal_channel=volume.journal_channel
+        client,
+        channels=list(volume.channels),
+        journal_channel=volume.journal_channel,
+        block_bytes=volume.block_size,
     )
 
 

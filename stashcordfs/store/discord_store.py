@@ -29,6 +29,7 @@ from stashcordfs.errors import (
 )
 from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, match_attachments
 from stashcordfs.store.limits import LearnedLimits
+from stashcordfs.store.packer import least_limits
 from stashcordfs.types import Limits, Location
 
 if TYPE_CHECKING:
@@ -53,14 +54,15 @@ class DiscordStore:
         *,
         channels: Sequence[int],
         journal_channel: int,
+        block_bytes: int = 1 << 20,
         limits: Limits | None = None,
         clock_wall: Callable[[], float] = time.time,
     ) -> None:
-        """`channels` carry packs; the record is in `journal_channel`."""
+        """`channels` carry packs; the record is in `journal_channel`. Blocks are never cut."""
         self._client = client
         self._busy = dict.fromkeys(channels, 0)
         self._journal_channel = journal_channel
-        self._learned = LearnedLimits(limits)
+        self._learned = LearnedLimits(limits, least=least_limits(block_bytes))
         self._clock_wall = clock_wall
         self._leases = LinkLeases(client, clock_wall)
         self._newest: int | None = None
@@ -96,11 +98,15 @@ class DiscordStore:
             )
         except TooLarge as error:
             if not self._learned.too_large([pack.size for pack in packs]):
-                text = "Discord refuses even the smallest message; is there a proxy in between?"
-                raise StoreError(text) from error
+                largest = max(pack.size for pack in packs)
+                raise StoreError(
+                    f"Discord refuses even the smallest message that holds a block, of {largest} "
+                    "bytes; is there a proxy in between?"
+                ) from error
             raise
         finally:
             self._busy[channel] -= 1
+        self._learned.accepted()
         try:
             return self._locate(message, [(pack.filename, pack.size) for pack in packs])
         except ObjectCorrupt:  # what is not as it was sent must not stay

@@ -26,7 +26,6 @@ from stashcordfs.errors import (
 from stashcordfs.store.api import RECORD_PREFIX, match_attachments
 from stashcordfs.store.discord_store import DiscordStore
 from stashcordfs.store.folder_store import FolderStore
-from stashcordfs.store.limits import LearnedLimits
 from stashcordfs.store.pack import open_chunk
 from stashcordfs.store.packer import RequestBuilder
 from stashcordfs.types import Limits, Location
@@ -197,21 +196,6 @@ async def test_a_server_that_refuses_the_smallest_is_not_tried_for_ever() -> Non
     store = DiscordStore(Refusing(), channels=[1], journal_channel=1)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="smallest"):
         await put_until_told(store)
-
-
-def test_limits_follow_the_tier_and_keep_what_was_refused() -> None:
-    learned = LearnedLimits()
-    assert learned.know_guild(0).max_attachment_bytes == 20 * MIB
-    assert learned.know_guild(3).max_attachment_bytes == 25 * MIB
-    assert learned.too_large([24 * MIB])
-    assert learned.know_guild(3).max_attachment_bytes == 20 * MIB
-    kept = LearnedLimits(learned.limits)
-    steps = []
-    while kept.too_large([kept.limits.max_attachment_bytes] * 2):
-        steps.append(
-            (kept.limits.max_attachment_bytes // MIB, kept.limits.max_request_bytes // MIB)
-        )
-    assert steps == [(10, 25), (8, 25), (8, 8)]
 
 
 def test_attachments_are_matched_by_name_then_by_a_size_of_their_own() -> None:
