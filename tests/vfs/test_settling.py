@@ -223,14 +223,14 @@ async def test_the_next_start_adopts_what_an_earlier_run_had_sent(clock, tmp_pat
 async def left_by_an_earlier_run(tmp_path, *, arrived: str, lost: str) -> None:
     """One upload a name, its outcome not known: `arrived` is on the server, `lost` is not."""
     async with volume(tmp_path) as v:
+        v.store.find = unanswered
         for name in arrived + lost:
             unclear = Unclear(v.store, times=1, stores=name in arrived)
             await v.make(name.encode(), os.urandom(BLOCK))
             await unclear.tried.wait()
             v.store.put = unclear.put
-            v.store.find = unanswered
             v.uploader._end_pause()
-        assert len(await v.journal.open_intents()) == len(arrived + lost)
+        assert len(await v.journal.open_intents()) >= len(arrived + lost)
 
 
 async def message_of(v, name: bytes) -> int:
@@ -274,14 +274,15 @@ async def test_what_is_left_is_settled_together_by_shared_listings(clock, tmp_pa
 
 
 async def test_others_do_not_wait_for_what_is_unsettled(clock, tmp_path) -> None:
-    await left_by_an_earlier_run(tmp_path, arrived="", lost="c")
+    await left_by_an_earlier_run(tmp_path, arrived="", lost="cd")
+    await left_by_an_earlier_run(tmp_path, arrived="", lost="efg")
     async with volume(tmp_path) as v:
         begun = trio.current_time()
         ino = await v.make(b"new", os.urandom(BLOCK))
         await v.fs.sync_remote(ino)
 
         assert trio.current_time() - begun < 2
-        assert v.settler.unsettled == 1
+        assert v.settler.unsettled == 5
         assert len(messages(v.store)) == 1  # what is unsettled was not sent again
 
 
