@@ -36,7 +36,8 @@ class Result:
     data_bytes: int
     cache_bytes: int
     seed: int
-    offline_s: float = 0.0  # how long the service was away, writing all the while
+    written_s: float = 0.0  # how long writing took, while the service was away
+    offline_s: float = 0.0  # how long it was away
     offline_requests: int = 0  # tried meanwhile
     dirty_bytes: int = 0  # at the service's return
     resumed_s: float | None = None  # from the return to the first message, unasked
@@ -59,14 +60,15 @@ class Offline:
         self._file_bytes = file_bytes
         self._digests: dict[str, bytes] = {}
 
-    def run(self, *, unasked: bool) -> None:
-        """`unasked`: let uploading find out itself that the service is back."""
+    def run(self, *, away_s: float, unasked: bool) -> None:
+        """The service is away for `away_s` at least; `unasked`: uploading finds out its return."""
         self._write("before", 3 * MIB)
         self._volume.sync()
-        self._write_offline()
+        self._write_offline(away_s)
         self._arrive(unasked=unasked)
         self._volume.umount()
         self._look_at_order()
+        self._admin("clock", {"advance_s": _DAY_S})  # the links that came with the answers, too
         self._volume.mount()
         self._volume.remount(without_cache=True)
         self._read_back()
@@ -79,12 +81,14 @@ class Offline:
             file.flush()
             os.fsync(file.fileno())  # so that what is older is known
 
-    def _write_offline(self) -> None:
+    def _write_offline(self, away_s: float) -> None:
         result, before = self.result, self._volume.status()
         self._volume.end_server()
         begun = time.monotonic()
         for number in range(result.data_bytes // self._file_bytes):
             self._write(f"file-{number:04}", self._file_bytes)
+        result.written_s = round(time.monotonic() - begun, 1)
+        time.sleep(max(0.0, away_s - result.written_s))
         result.offline_s = round(time.monotonic() - begun, 1)
         after = self._volume.status()
         result.dirty_bytes = after["dirty_bytes"]
@@ -165,7 +169,14 @@ def overtaken(messages: list[int]) -> int:
 
 
 def soak_offline(
-    folder: Path, *, data_bytes: int, file_bytes: int, cache_bytes: int, seed: int, unasked: bool
+    folder: Path,
+    *,
+    data_bytes: int,
+    file_bytes: int,
+    cache_bytes: int,
+    seed: int,
+    away_s: float = 0.0,
+    unasked: bool = False,
 ) -> Result:
     """Run it in `folder`, which needs room for the data three times."""
     result = Result(data_bytes, cache_bytes, seed)
@@ -176,5 +187,5 @@ def soak_offline(
         "upload_delay_s": "0.5",
     }
     with DemoVolume.running(folder, settings=settings) as volume:
-        Offline(volume, result, file_bytes=file_bytes).run(unasked=unasked)
+        Offline(volume, result, file_bytes=file_bytes).run(away_s=away_s, unasked=unasked)
     return result

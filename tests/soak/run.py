@@ -49,6 +49,7 @@ def main() -> int:
                 file_bytes=64 << 20,
                 cache_bytes=4 * GIB,
                 seed=options.seed,
+                away_s=300.0,
                 unasked=True,
             )
         )

@@ -34,7 +34,6 @@ def test_what_was_written_offline_arrives_in_order(tmp_path):
         file_bytes=4 * MIB,
         cache_bytes=128 * MIB,
         seed=5,
-        unasked=False,
     )
 
     assert result.problems == []
