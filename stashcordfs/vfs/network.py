@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.errors import DiscordError, DiscordRefused, DiscordUnavailable, TokenRejected
+from stashcordfs.errors import (
+    BreakerOpen,
+    DiscordError,
+    DiscordRefused,
+    DiscordUnavailable,
+    TokenRejected,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -91,7 +97,13 @@ class Network:
 
     async def _ask(self) -> None:
         try:
-            with self.noticing():
-                await self._probe()
-        except DiscordError:
+            await self._probe()
+        except BreakerOpen:  # nobody was asked
             return
+        except DiscordUnavailable as error:
+            if error.offline:
+                self.lost()
+                return
+        except DiscordError:
+            pass  # it is an answer
+        self.wake()

@@ -135,7 +135,7 @@ class Settler:
 
         `unclear` is called when the outcome is not known and has to be settled first.
         """
-        begun_s = self._clock()
+        begun_s, begun_ns = self._clock(), self._now_ns()
         wanted: Wanted = {p.object_id: (p.filename, p.size) for p in packs}
         try:
             found = await self._put(packs, nonce)
@@ -148,7 +148,7 @@ class Settler:
             if self._store.doubtful(nonce):
                 await self._watch(wanted, after)
             return found
-        with self._among_unsettled(wanted, after, self._now_ns()) as upload:
+        with self._among_unsettled(wanted, after, begun_ns) as upload:
             unclear()
             settled = await self._resend(upload, packs, nonce=nonce, begun_s=begun_s)
             if settled is None:

@@ -88,7 +88,7 @@ class _Parcel:
 
     items: list[tuple[Uploaded, ChunkId]] = field(default_factory=list)
     packs: list[FinishedPack] = field(default_factory=list)
-    sending: bool = True  # counts as one of those sent at once
+    sending: bool = True  # one of those sent at once; else its outcome is being settled
 
     def release(self) -> None:
         """The blocks may be picked again, if they are still dirty."""
@@ -131,6 +131,7 @@ class Uploader:
         self._backoff_s = 0.0
         self._paused_offline = False
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
+        self._doubted = 0  # messages of this run whose outcome is being settled
         self._adopted: set[ChunkId] = set()
         blocks.on_dirty = self._became_dirty
 
@@ -246,7 +247,7 @@ class Uploader:
         now = self._clock()
         if self.state.paused_until_s > now:
             return self.state.paused_until_s - now
-        if self._settler.unsettled >= _UNSETTLED_AT_ONCE:
+        if self._doubted >= _UNSETTLED_AT_ONCE:
             return math.inf
         waiting = 0
         soonest = math.inf
@@ -397,19 +398,18 @@ class Uploader:
             parcel.release()
             self._land(chunk_id for _, chunk_id in parcel.items)
             self.state.pending_packs -= len(parcel.packs)
-            self._sent(parcel)
+            if parcel.sending:
+                self._sending.release()
+            else:
+                self._doubted -= 1
             self._notify()
 
-    def _sent(self, parcel: _Parcel) -> None:
-        """Another message may be sent."""
-        if parcel.sending:
-            parcel.sending = False
-            self._sending.release()
-
-    def _unclear(self, parcel: _Parcel) -> None:
+    def _doubt(self, parcel: _Parcel) -> None:
         """Its outcome is being settled: others go on, a little later."""
         self._pause()
-        self._sent(parcel)
+        self._doubted += 1
+        parcel.sending = False
+        self._sending.release()
 
     async def _post(self, parcel: _Parcel) -> tuple[int, Mapping[ObjectId, Location]]:
         nonce = secrets.token_hex(12)
@@ -425,7 +425,7 @@ class Uploader:
         await self._journal.wal_sync()  # durable before a byte leaves
         try:
             return intent, await self._settler.deliver(
-                parcel.packs, nonce=nonce, after=after, unclear=lambda: self._unclear(parcel)
+                parcel.packs, nonce=nonce, after=after, unclear=lambda: self._doubt(parcel)
             )
         except StashcordError:
             # It is not there, or watched for. A post that is cancelled in its middle may have

@@ -99,6 +99,28 @@ async def test_a_ping_a_minute_while_it_is_gone_and_wanted(clock, nursery) -> No
     assert len(probe.at) == 4
 
 
+@pytest.mark.parametrize(
+    ("error", "gone"),
+    [
+        (DiscordUnavailable("HTTP 503"), False),
+        (TokenRejected("remembered", status=401), False),
+        (BreakerOpen("not asked"), True),
+        (OFFLINE, True),
+    ],
+)
+async def test_a_ping_that_fails_may_be_an_answer(clock, nursery, error, gone) -> None:
+    async def probe() -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    network = Network(probe=probe, clock=trio.current_time)
+    nursery.start_soon(network.run, lambda: True)
+    network.lost()
+    await trio.sleep(61)
+
+    assert network.gone == gone
+
+
 async def test_a_request_that_failed_just_now_stands_for_the_ping(clock, nursery) -> None:
     probe = Probe()
     network = network_of(probe)
