@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from stashcordfs.config import Settings
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.settling import Settler
     from stashcordfs.vfs.uploading import Uploader
@@ -78,6 +78,7 @@ class Parts:
     uploader: Uploader
     settler: Settler
     durability: Durability
+    levels: Levels
     filesystem: FileSystem
     stats: ClientStats
     token: Token
@@ -122,6 +123,8 @@ class Parts:
         set_level(new.log_level)
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
+        self.levels.default = new.durability
+        self.durability.deadline_s = new.network_deadline_s
         if new.token is not None:
             self.token.replace(new.token.reveal())
         self.uploader.retry_now()
@@ -202,6 +205,7 @@ async def _main(
         deadline_s=settings.network_deadline_s,
         max_file_bytes=settings.max_file_bytes,
         settle_delay_s=settings.settle_delay_s,
+        durability=settings.durability,
         noatime=bool(options.get("noatime")),
     )
     async with (
@@ -226,6 +230,7 @@ async def _main(
             assembly.uploader,
             assembly.settler,
             assembly.durability,
+            assembly.levels,
             assembly.filesystem,
             stats,
             token,
@@ -261,6 +266,7 @@ async def _serve(
             parts.uploader.run,
             parts.settler.run_watch,
             parts.blocks.run_spares,
+            operations.interrupts.run,
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

@@ -102,6 +102,7 @@ async def volume(
     power_lost: bool = False,
     upload: bool = True,
     settings: UploadSettings | None = None,
+    durability: str = "local",
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one."""
     path = folder / "journal.sqlite"
@@ -123,6 +124,7 @@ async def volume(
             read_ahead_bytes=4 * BLOCK,
             deadline_s=deadline_s,
             max_file_bytes=1 << 41,
+            durability=durability,
         ),
         store=store,
         keys=KEYS,
