@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import select
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,11 +89,13 @@ class Session:
         """Serve requests until unmounted or `stop`.
 
         pyfuse3 waits for the handlers under way. Those that wait for the network are given up soon
-        after `stop`: their programs get an error when the connection to the kernel closes.
+        after the end: their programs, if they are still there, get an error when the connection to
+        the kernel closes.
         """
         self._serving = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._give_up, nursery.cancel_scope)
+            nursery.start_soon(self._watch_connection)
             await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
             nursery.cancel_scope.cancel()
 
@@ -100,11 +104,30 @@ class Session:
         await trio.sleep(_LEFT_S)
         serving.cancel()
 
+    async def _watch_connection(self) -> None:
+        """Notice that the kernel has ended it, when the last user of a detached mount has gone.
+
+        An epoll that asks for nothing tells of errors alone (epoll_ctl(2)), so no request wakes it.
+        """
+        with select.epoll() as ended:
+            ended.register(_device(), 0)
+            await trio.lowlevel.wait_readable(ended.fileno())
+            self._stopped.set()
+
     def stop(self) -> None:
         """End `serve`."""
         if self._serving:
             pyfuse3.terminate()
         self._stopped.set()
+
+
+def _device() -> int:
+    """The connection's descriptor, which pyfuse3 keeps to itself. There is one a process."""
+    return next(
+        int(path.name)
+        for path in Path("/proc/self/fd").iterdir()
+        if os.path.realpath(path) == "/dev/fuse"
+    )
 
 
 def _tune(mountpoint: Path) -> None:
