@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from stashcordfs.config import Settings
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.settling import Settler
     from stashcordfs.vfs.uploading import Uploader
@@ -81,6 +81,7 @@ class Parts:
     uploader: Uploader
     settler: Settler
     durability: Durability
+    levels: Levels
     filesystem: FileSystem
     stats: ClientStats
     client: DiscordClient
@@ -132,6 +133,8 @@ class Parts:
         set_level(new.log_level)
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
+        self.levels.default = new.durability
+        self.durability.deadline_s = new.network_deadline_s
         if new.token is not None:
             value = new.token.reveal()
             redact(value)
@@ -219,6 +222,7 @@ async def _main(
         deadline_s=settings.network_deadline_s,
         max_file_bytes=settings.max_file_bytes,
         settle_delay_s=settings.settle_delay_s,
+        durability=settings.durability,
         noatime=bool(options.get("noatime")),
     )
     async with (
@@ -243,6 +247,7 @@ async def _main(
             assembly.uploader,
             assembly.settler,
             assembly.durability,
+            assembly.levels,
             assembly.filesystem,
             stats,
             client,
@@ -294,6 +299,7 @@ async def _serve(
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,
+            operations.interrupts.run,
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

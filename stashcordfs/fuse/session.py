@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import select
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import trio
 
 from stashcordfs.errors import StashcordError, UsageError
 
@@ -26,8 +29,9 @@ _FLAGS = frozenset(
 _OURS = frozenset({"noatime", "relatime", "atime", "rw", "defaults", "_netdev", "user", "noauto"})
 _READ_AHEAD_KIB = 1024
 _MAX_BACKGROUND = 64
+_LEFT_S = 1.0  # for what is under way at the end
 _MIN_TASKS = 16
-_MAX_TASKS = 300  # room for `stat` while many readers wait for the network
+_MAX_TASKS = 600  # room for `stat` while many reads and fsyncs wait for the network
 
 
 def kernel_options(name: str, options: Mapping[str, str | bool]) -> set[str]:
@@ -64,6 +68,7 @@ class Session:
         self._mountpoint = mountpoint
         self._options = kernel_options(name, options)
         self._serving = False
+        self._stopped = trio.Event()
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -81,14 +86,48 @@ class Session:
             pyfuse3.close(unmount=True)
 
     async def serve(self) -> None:
-        """Serve requests until unmounted or `stop`."""
+        """Serve requests until unmounted or `stop`.
+
+        pyfuse3 waits for the handlers under way. Those that wait for the network are given up soon
+        after the end: their programs, if they are still there, get an error when the connection to
+        the kernel closes.
+        """
         self._serving = True
-        await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
+            nursery.start_soon(self._watch_connection)
+            await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+            nursery.cancel_scope.cancel()
+
+    async def _give_up(self, serving: trio.CancelScope) -> None:
+        await self._stopped.wait()
+        await trio.sleep(_LEFT_S)
+        serving.cancel()
+
+    async def _watch_connection(self) -> None:
+        """Notice that the kernel has ended it, when the last user of a detached mount has gone.
+
+        An epoll that asks for nothing tells of errors alone (epoll_ctl(2)), so no request wakes it.
+        """
+        with select.epoll() as ended:
+            ended.register(_device(), 0)
+            await trio.lowlevel.wait_readable(ended.fileno())
+            self._stopped.set()
 
     def stop(self) -> None:
         """End `serve`."""
         if self._serving:
             pyfuse3.terminate()
+        self._stopped.set()
+
+
+def _device() -> int:
+    """The connection's descriptor, which pyfuse3 keeps to itself. There is one a process."""
+    return next(
+        int(path.name)
+        for path in Path("/proc/self/fd").iterdir()
+        if os.path.realpath(path) == "/dev/fuse"
+    )
 
 
 def _tune(mountpoint: Path) -> None:
