@@ -15,6 +15,7 @@ from stashcordfs.types import Attributes, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from pyfuse3 import ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
@@ -48,6 +49,10 @@ class StashcordOperations(pyfuse3.Operations):
         self.report = report
         self.interrupts = Interrupts()
         self._openers: dict[int, int] = {}  # by file handle: read and fsync are not told who asks
+        filesystem.watch_reads(self._watched)
+
+    def _watched(self, fh: int) -> AbstractContextManager[None]:
+        return self.interrupts.watched(self._openers.get(fh, 0))
 
     def fault(self, name: str, error: Exception) -> None:
         """A handler raised what it should not."""
@@ -201,8 +206,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        with self.interrupts.watched(self._openers.get(fh, 0)):
-            return await self._fs.read(fh, off, size)
+        return await self._fs.read(fh, off, size)
 
     @guard
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -218,7 +222,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def fsync(self, fh: int, datasync: bool) -> None:
-        with self.interrupts.watched(self._openers.get(fh, 0)):
+        with self._watched(fh):
             await self._fs.fsync(fh, datasync)
 
     @guard
@@ -253,7 +257,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        with self.interrupts.watched(self._openers.get(fh, 0)):
+        with self._watched(fh):
             await self._fs.fsyncdir(fh)
 
     # ------------------------------------------------------------------ the rest

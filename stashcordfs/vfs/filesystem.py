@@ -21,6 +21,7 @@ from stashcordfs.vfs.table import clean_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
@@ -299,6 +300,10 @@ class FileSystem:
         newest = max(found.mtime_ns, found.ctime_ns, now - _DAY_NS)
         if found.atime_ns <= newest:
             await self._journal.set_attributes(ino, atime_ns=now)
+
+    def watch_reads(self, watched: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Let reads wait for the network inside `watched(fh)`, and only then: it costs time."""
+        self._reader.watched = watched
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write all of `data`. Times are the kernel's to send, as its cache writes back."""

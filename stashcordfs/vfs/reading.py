@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,6 +23,7 @@ from stashcordfs.vfs.echoes import Echoes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import ChunkEntry, Journal
@@ -76,6 +77,7 @@ class Reader:
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
         self._waiting = 0
+        self.watched: Callable[[int], AbstractContextManager[None]] = lambda _fh: nullcontext()
         self._echoes = Echoes()
         self._unkept: LRUCache[ChunkId, bytes] = LRUCache(_UNKEPT_BLOCKS)  # the disk had no room
         self.fetched_bytes = 0
@@ -90,18 +92,23 @@ class Reader:
         self._look_ahead(handle, offset, end)
         pieces, missing = await self._gather(live, offset, end)
         if missing:
-            async with self._one_deadline(live, offset, end), self._waiting_for(live, missing):
-                for _ in range(_TRIES):
-                    await self._bring(live, missing)
-                    end = min(end, live.size)  # it may have been truncated meanwhile
-                    if offset >= end:
-                        return b""
-                    pieces, missing = await self._gather(live, offset, end)
-                    if not missing:
-                        break
-                else:
-                    raise FsError(errno.EIO, "the cache is too small to hold what is being read")
+            with self.watched(handle.fh):
+                async with self._one_deadline(live, offset, end), self._waiting_for(live, missing):
+                    pieces = await self._fetched(live, offset, end, missing)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _fetched(
+        self, live: Live, offset: int, end: int, missing: Sequence[int]
+    ) -> list[bytes]:
+        for _ in range(_TRIES):
+            await self._bring(live, missing)
+            end = min(end, live.size)  # it may have been truncated meanwhile
+            if offset >= end:
+                return []
+            pieces, missing = await self._gather(live, offset, end)
+            if not missing:
+                return pieces
+        raise FsError(errno.EIO, "the cache is too small to hold what is being read")
 
     async def _gather(self, live: Live, offset: int, end: int) -> tuple[list[bytes], list[int]]:
         """What is here of a range, in order, and the blocks that must be fetched first."""
