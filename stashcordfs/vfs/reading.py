@@ -20,6 +20,7 @@ from stashcordfs.cache import sums_of
 from stashcordfs.errors import CryptoError, DiscordError, FsError, StashcordError, StoreError
 from stashcordfs.store.pack import open_chunk
 from stashcordfs.vfs.echoes import Echoes
+from stashcordfs.vfs.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -79,6 +80,7 @@ class Reader:
         self._waiting = 0
         self.watched: Callable[[int], AbstractContextManager[None]] = lambda _fh: nullcontext()
         self._echoes = Echoes()
+        self._neighbours = Neighbours()
         self._unkept: LRUCache[ChunkId, bytes] = LRUCache(_UNKEPT_BLOCKS)  # the disk had no room
         self.fetched_bytes = 0
         blocks.fill = self.fill
@@ -217,10 +219,7 @@ class Reader:
         start = run[0][1].ref.offset
         last = run[-1][1].ref
         length = last.offset + last.length - start
-        sealed = memoryview(await self._store.fetch(run[0][1].location, start, length))
-        self._answered()
-        self._echoes.clear()
-        self.fetched_bytes += length
+        sealed = await self._sealed(run[0][1], start, length)
         for index, entry in run:
             ref = entry.ref
             piece = bytes(sealed[ref.offset - start : ref.offset - start + ref.length])
@@ -229,6 +228,21 @@ class Reader:
             else:
                 plain, sums = await trio.to_thread.run_sync(self._open, ref, piece)
             await self._keep(live, index, entry, plain, sums)
+
+    async def _sealed(self, entry: ChunkEntry, start: int, length: int) -> memoryview:
+        """A range of a pack, which may be here since a neighbour of it was fetched."""
+        pack = entry.ref.pack
+        sealed = self._neighbours.take(pack, start, length)
+        if sealed is None:
+            planned = self._neighbours.plan(pack, start, length, size=entry.location.size_bytes)
+            data = await self._store.fetch(entry.location, start, planned)
+            self._answered()
+            self._echoes.clear()
+            self.fetched_bytes += planned
+            if planned > length:
+                self._neighbours.keep(pack, start, data)
+            sealed = memoryview(data)[:length]
+        return sealed
 
     def _open(self, ref: ChunkRef, sealed: bytes) -> tuple[bytes, bytes]:
         plain = open_chunk(self._keys, ref, sealed)

@@ -25,17 +25,6 @@ NAME = b"user.stashcordfs.durability"
 LAZY = UploadSettings(delay_s=3600, delay_max_s=7200)  # nothing is sent by its age
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
-@pytest.fixture
-def patient_clock() -> trio.testing.MockClock:
-    """One that outwaits a busy machine's threads, where a jump would let time pass for the test."""
-    return trio.testing.MockClock(autojump_threshold=0.5)
-
-
 async def open_with(v, name: bytes, data: bytes, *, parent=ROOT_INO) -> tuple[int, int]:
     fh, made = await v.fs.create(parent, name, 0o644, os.O_RDWR, 0, 0)
     await v.write(fh, 0, data)
@@ -90,7 +79,7 @@ def slow(store, *, seconds: float) -> list[float]:
     return begun
 
 
-async def test_what_somebody_waits_for_goes_before_what_is_older(patient_clock, tmp_path) -> None:
+async def test_what_somebody_waits_for_goes_before_what_is_older(clock, tmp_path) -> None:
     async with volume(tmp_path, durability="remote") as v:
         v.store._learned = LearnedLimits(Limits(max_request_bytes=2 * BLOCK))
         begun = slow(v.store, seconds=5)
@@ -241,7 +230,7 @@ async def test_a_later_fsync_succeeds_when_discord_is_back_though_the_delay_had_
         assert not await dirty(v, ino)
 
 
-async def test_it_waits_as_long_as_something_is_acknowledged(patient_clock, tmp_path) -> None:
+async def test_it_waits_as_long_as_something_is_acknowledged(clock, tmp_path) -> None:
     async with volume(tmp_path, deadline_s=6, durability="remote") as v:
         v.store._learned = LearnedLimits(Limits(max_request_bytes=2 * BLOCK))
         slow(v.store, seconds=4)

@@ -20,13 +20,7 @@ from stashcordfs.vfs import settling
 from stashcordfs.vfs.uploading import UploadSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, inline, volume
-
-
-@pytest.fixture
-def clock(monkeypatch) -> trio.testing.MockClock:
-    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
-    return trio.testing.MockClock(autojump_threshold=0)
+from harness import BLOCK, volume
 
 
 def messages(store) -> list[str]:
