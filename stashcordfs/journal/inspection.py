@@ -12,7 +12,7 @@ from stashcordfs.journal.sqlite.checks import (
     check_reach,
 )
 from stashcordfs.journal.sqlite.inspection import Fault, Inspection, inspect
-from stashcordfs.journal.sqlite.repairs import forget_cached, mend, rebuild_indexes
+from stashcordfs.journal.sqlite.repairs import LostFile, forget_cached, mend, rebuild_indexes
 from stashcordfs.journal.sqlite.salvage import salvage
 from stashcordfs.journal.sqlite.schema import VERSION
 
@@ -20,6 +20,7 @@ __all__ = [
     "VERSION",
     "Fault",
     "Inspection",
+    "LostFile",
     "check_chunk_lists",
     "check_chunks",
     "check_inodes",

@@ -283,6 +283,11 @@ class Outbox:
         self._db.commit()
         return self._engine.versions.take(count)
 
+    def versions_given(self) -> int:
+        """No version above this one has ever been given."""
+        row = self._db.one("SELECT value FROM local WHERE key = 'next_version'")
+        return int(row[0]) if row else 1
+
     async def get_local(self, key: str) -> str | None:
         """A fact of this machine."""
         row = self._db.one("SELECT value FROM local WHERE key = ?", (key,))

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stashcordfs.cache import Marks, agrees
 from stashcordfs.errors import LocalDiskError
-from stashcordfs.journal.inspection import Fault
+from stashcordfs.journal.inspection import Fault, LostFile
 from stashcordfs.types import PAGE_BYTES, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from stashcordfs.cache import Mark
     from stashcordfs.journal.inspection import Inspection
@@ -40,6 +40,9 @@ class LocalState:
         self._marks_path = folder / "marks.map"
         self._block_bytes = block_bytes
         self._marked: dict[tuple[int, int], Mark] = {}
+        self.unknown: list[LostFile] = []  # marked files that the journal does not know
+        self.strays: list[Path] = []  # local files of inodes that the journal does not know
+        self.older = False  # the journal is older than what lies beside it
         self.unmarked: list[tuple[int, int, int]] = []  # inode, block, pages: synced, not marked
         self.rotten: list[tuple[int, int]] = []  # cached blocks that are not what they should be
 
@@ -68,7 +71,9 @@ class LocalState:
 
     def _check_mark(self, mark: Mark) -> Iterator[Fault]:
         given = self._look.local("next_version")
-        if mark.version > max(given, 1):
+        newer = mark.version > max(given, 1)
+        if newer:
+            self.older = True
             yield Fault(
                 "journal-age",
                 f"a block was marked with version {mark.version}, the journal has given {given}: "
@@ -77,6 +82,11 @@ class LocalState:
             )
         size = next(self._look.rows(_SIZE, (mark.ino,)), None)
         generation = self._look.number(_GENERATION, (mark.ino,))
+        file = self._file(mark.ino, mark.generation)
+        if file.exists() and (newer or size is None):
+            self.unknown.append(
+                LostFile(mark.ino, mark.generation, file.stat().st_size, mark.version)
+            )
         if size is None or generation != mark.generation:
             yield Fault("leftovers", f"a mark of inode {mark.ino}, which is no more", note=True)
             return
@@ -84,7 +94,7 @@ class LocalState:
             yield Fault("leftovers", f"a mark beyond the end of inode {mark.ino}", note=True)
             return
         self._marked[mark.ino, mark.index] = mark
-        if not self._file(mark.ino, mark.generation).exists():
+        if not file.exists():
             what = f"{self._look.path(mark.ino)}: block {mark.index}"
             yield Fault("unsent-data", f"{what}: not on Discord, and its local file is missing")
 
@@ -120,6 +130,15 @@ class LocalState:
         finally:
             os.close(descriptor)
         return pages
+
+    def save_strays(self, folder: Path) -> int:
+        """Move unmarked files of unknown inodes away, where the next mount does not remove them."""
+        marked = {(file.ino, file.generation) for file in self.unknown}
+        strays = [path for path in self.strays if _key_of(path) not in marked]
+        for path in strays:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            path.rename(folder / path.name)
+        return len(strays)
 
     def mark_anew(self) -> int:
         """Mark what was synced and lost its mark, so that the next mount takes it up."""
@@ -185,15 +204,17 @@ class LocalState:
             yield Fault("stray-files", f"{entry.path}: nothing of this program")
             return
         ino, generation = int(match[1], 16), int(match[2], 16)
+        known = next(self._look.rows(_SIZE, (ino,)), None)
+        if known is None:
+            self.strays.append(Path(entry.path))
         if ino >= max(given, 2):
+            self.older = True
             yield Fault(
                 "journal-age",
                 f"a local file is of inode {ino}, which the journal has never given: it is older "
                 "than this machine's data",
             )
-            return
-        known = next(self._look.rows(_SIZE, (ino,)), None)
-        if known is None or self._look.number(_GENERATION, (ino,)) != generation:
+        elif known is None or self._look.number(_GENERATION, (ino,)) != generation:
             text = f"a local file of inode {ino}, which is no more"
             yield Fault("leftovers", text, note=True)
 
@@ -208,3 +229,8 @@ def _read(path: Path, offset: int, length: int) -> bytes | None:
     except OSError:
         return b""  # a failing disk: not what the checksums say
     return data if len(data) == length else None
+
+
+def _key_of(path: Path) -> tuple[int, int]:
+    ino, _, generation = path.name.partition(".")
+    return int(ino, 16), int(generation, 16)

@@ -25,7 +25,7 @@ from stashcordfs.cache import agrees, sums_of, units_around
 from stashcordfs.errors import LocalDiskError
 from stashcordfs.types import PAGE_BYTES, Attributes, Ino
 from stashcordfs.vfs.live import Dirty, Live
-from stashcordfs.vfs.table import BlockTable, Reap, clean_key, page_mask
+from stashcordfs.vfs.table import BlockTable, Reap, clean_key, covers, page_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,8 +133,7 @@ class Blocks(BlockTable):
         dirty.version = version
         dirty.pages = pages
         # Nothing of the base is left: it need not be fetched, and may even be lost.
-        need = page_mask(0, (dirty.base_valid - 1) // PAGE_BYTES) if dirty.base_valid else 0
-        dirty.whole = dirty.whole or pages & need == need
+        dirty.whole = dirty.whole or covers(pages, dirty.base_valid)
         dirty.changed_s = self._clock()
         self._charge(dirty)
         self.unsynced.add(live)

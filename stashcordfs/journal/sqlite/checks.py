@@ -162,7 +162,7 @@ def check_reach(look: Inspection) -> Iterator[Fault]:
 
 def reach_folders(look: Inspection) -> None:
     """Fill the temporary table `reached` with every folder below the root, level by level."""
-    run = look.connection.execute
+    run = look.run
     run("DROP TABLE IF EXISTS temp.reached")
     run("CREATE TEMP TABLE reached (ino INTEGER NOT NULL PRIMARY KEY, seen INTEGER NOT NULL)")
     run("CREATE INDEX temp.reached_open ON reached (ino) WHERE seen = 0")

@@ -57,6 +57,14 @@ class Inspection:
         except apsw.Error as error:
             raise JournalError(f"the journal cannot be read: {error}") from error
 
+    def run(self, sql: str, bindings: Sequence[Any] = ()) -> int:
+        """Execute one statement; how many rows it changed."""
+        try:
+            self.connection.execute(sql, bindings)
+        except apsw.Error as error:
+            raise JournalError(f"the journal cannot be read: {error}") from error
+        return self.connection.changes()
+
     def number(self, sql: str, bindings: Sequence[Any] = ()) -> int:
         """The first column of the first row; 0 without one."""
         row = next(self.rows(sql, bindings), None)
