@@ -24,6 +24,7 @@ from stashcordfs.daemon.assembly import Options, assembled
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
 from stashcordfs.daemon.provision import Token, open_keys, open_store
+from stashcordfs.daemon.verifying import verifier_of
 from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stashcordfs.config import Settings
+    from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.durability import Durability
     from stashcordfs.vfs.filesystem import FileSystem
@@ -82,6 +84,7 @@ class Parts:
     token: Token
     report: Report
     nursery: trio.Nursery
+    verifier: Verifier
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
@@ -108,6 +111,7 @@ class Parts:
             "cached_blocks": self.blocks.clean_blocks,
             "upload_failures": self.uploader.state.failures,
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
+            "damaged_blocks": self.verifier.damaged_blocks,
             "last_error": self.report.last_error,
         }
 
@@ -145,6 +149,20 @@ def upload_settings(settings: Settings) -> UploadSettings:
         concurrency=settings.upload_concurrency,
         dedup=settings.dedup,
         compress=settings.compression,
+    )
+
+
+def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> Options:
+    """How the parts are built."""
+    return Options(
+        block_bytes=block_bytes,
+        limits=cache_limits(settings),
+        upload=upload_settings(settings),
+        read_ahead_bytes=settings.read_ahead_bytes,
+        deadline_s=settings.network_deadline_s,
+        max_file_bytes=settings.max_file_bytes,
+        settle_delay_s=settings.settle_delay_s,
+        noatime=noatime,
     )
 
 
@@ -193,16 +211,7 @@ async def _main(
     report = Report()
     stats = ClientStats()
     token = Token(settings)
-    chosen = Options(
-        block_bytes=record.block_size,
-        limits=cache_limits(settings),
-        upload=upload_settings(settings),
-        read_ahead_bytes=settings.read_ahead_bytes,
-        deadline_s=settings.network_deadline_s,
-        max_file_bytes=settings.max_file_bytes,
-        settle_delay_s=settings.settle_delay_s,
-        noatime=bool(options.get("noatime")),
-    )
+    chosen = assembly_options(settings, record.block_size, noatime=bool(options.get("noatime")))
     async with (
         open_store(token, record, stats) as store,
         assembled(
@@ -230,6 +239,7 @@ async def _main(
             token,
             report,
             assembly.nursery,
+            verifier_of(assembly, volume, store, keys, report),
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
     log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)

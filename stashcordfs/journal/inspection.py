@@ -11,7 +11,7 @@ from stashcordfs.journal.sqlite.checks import (
     check_packs,
     check_reach,
 )
-from stashcordfs.journal.sqlite.inspection import Fault, Inspection, inspect
+from stashcordfs.journal.sqlite.inspection import Fault, Inspection, inspect, readable
 from stashcordfs.journal.sqlite.repairs import LostFile, forget_cached, mend, rebuild_indexes
 from stashcordfs.journal.sqlite.salvage import salvage
 from stashcordfs.journal.sqlite.schema import VERSION
@@ -31,6 +31,7 @@ __all__ = [
     "forget_cached",
     "inspect",
     "mend",
+    "readable",
     "rebuild_indexes",
     "salvage",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
 from stashcordfs.journal.engine import ChunkEntry, Intent
+from stashcordfs.journal.holdings import Holdings
 from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _NOWHERE = Location(0, 0, 0, "", 0)
 Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
 
 
-class Outbox:
+class Outbox(Holdings):
     """What uploading, reading and the block cache keep in the journal."""
 
     def __init__(

@@ -44,6 +44,9 @@ class Metrics:
         self.cache_bytes = self._gauge("cache_bytes", "Bytes held by the block cache")
         self.dirty_bytes = self._gauge("dirty_bytes", "Bytes that are not on Discord yet")
         self.pending_packs = self._gauge("pending_packs", "Packs in the outbox")
+        self.damaged_blocks = self._gauge(
+            "damaged_blocks", "Blocks whose content the last verify found lost"
+        )
         self.oldest_dirty_seconds = self._gauge(
             "oldest_dirty_seconds", "Age of the oldest byte that is not on Discord yet"
         )

@@ -237,6 +237,33 @@ class Blocks(BlockTable):
             self.leave(live)
         self.room.progressed()
 
+    async def renew(self, ino: Ino, index: int) -> bool:
+        """Let a block whose chunk is lost be sent anew. False: no sound copy of it is here."""
+        live = await self.enter(ino, required=False)
+        if live is None:
+            return False
+        try:
+            if index not in live.dirty and not await self._renew_clean(live, index):
+                return False
+            return live.dirty[index].whole
+        finally:
+            self.leave(live)
+
+    async def _renew_clean(self, live: Live, index: int) -> bool:
+        key = clean_key(live.ino, index)
+        row = await self.journal.cached_sums(key)
+        if key not in self._clean or row is None or not row[0]:
+            return False
+        if await self._read_clean(live, index, 0, row[0]) is None:
+            await self._forget_clean([key])
+            return False
+        dirty = await self._make_dirty(live, index)
+        dirty.pages = page_mask(0, (row[0] - 1) // PAGE_BYTES)  # so that an fsync covers all of it
+        self._marks.update(dirty.slot, dirty.version, dirty.pages)
+        self._charge(dirty)
+        self.unsynced.add(live)
+        return True
+
     # ------------------------------------------------------------------ destroying
 
     async def evict(self, at_least: int) -> int:

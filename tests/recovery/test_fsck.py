@@ -213,6 +213,11 @@ def test_findings_of_one_kind_are_counted_and_not_all_told(unmounted) -> None:
     assert len([f for f in report.findings if f.check == "name-inode"]) == 100
 
 
+def test_names_cannot_speak_to_the_terminal(unmounted) -> None:
+    edit(unmounted.journal, "INSERT INTO dirents VALUES (1, x'1b5b326a0aff', 1234567, 999)")
+    assert r"'\x1b[2j\n\xff' in /" in unmounted.check().findings[0].text
+
+
 # ---------------------------------------------------------------------- this machine's side
 
 
