@@ -129,7 +129,7 @@ def check_names(look: Inspection) -> Iterator[Fault]:
     for parent, name, ino, no_inode, no_folder, links, bad_name, bad_cookie in look.sliced(
         "dirents", sql
     ):
-        what = f"{readable(name)!r} in {look.path(parent)}"
+        what = f"'{readable(name)}' in {look.path(parent)}"
         if no_inode:
             yield Fault("name-inode", f"{what}: inode {ino} is missing")
         if no_folder:

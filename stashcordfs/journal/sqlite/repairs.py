@@ -200,7 +200,7 @@ class Repairs:
             f" {BAD_NAME} OR NOT EXISTS (SELECT 1 FROM inodes WHERE ino = d.parent AND {IS_FOLDER})"
         )
         for parent, name, ino in misplaced:  # without a name, it gets one under lost+found
-            self._say(f"{readable(name)!r} of inode {ino} could not be a name: removed")
+            self._say(f"'{readable(name)}' of inode {ino} could not be a name: removed")
             self._drop(parent, name, ino)
         several = self._all(
             f"SELECT d.ino FROM dirents d JOIN inodes USING (ino) WHERE {IS_FOLDER}"
