@@ -18,6 +18,7 @@ from stashcordfs.journal import Journal
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.durability import Durability
 from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.network import Network
 from stashcordfs.vfs.reading import Reader
 from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
@@ -122,6 +123,7 @@ async def assembled(
         await blocks.load(power_lost=lost)
         await journal.wal_sync()
         durability = Durability(blocks=blocks, journal=journal)
+        network = Network(probe=store.ping, clock=clock)
         async with trio.open_nursery() as nursery:
             spawn = _spawn_in(nursery, report)
             reader = Reader(
@@ -130,6 +132,7 @@ async def assembled(
                 store=store,
                 keys=keys,
                 spawn=spawn,
+                answered=network.answered,
                 read_ahead_bytes=options.read_ahead_bytes,
                 deadline_s=options.deadline_s,
                 report=report,
@@ -137,6 +140,7 @@ async def assembled(
             settler = Settler(
                 journal=journal,
                 store=store,
+                network=network,
                 clock=clock,
                 now_ns=now_ns,
                 report=report,
@@ -148,6 +152,7 @@ async def assembled(
                 store=store,
                 keys=keys,
                 settler=settler,
+                network=network,
                 settings=options.upload,
                 clock=clock,
                 report=report,

@@ -15,7 +15,8 @@ import trio
 from stashcordfs.daemon.assembly import assembled
 from stashcordfs.daemon.ground import ended_cleanly, ground_of, is_another, power_was_lost
 from stashcordfs.daemon.mounted import assembly_options
-from stashcordfs.daemon.provision import Token, open_keys, open_store, read_record
+from stashcordfs.daemon.provision import open_keys, open_store, read_record
+from stashcordfs.daemon.token import Token
 from stashcordfs.daemon.verifying import verifier_of, verifying
 from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import JournalError, StashcordError

@@ -180,8 +180,11 @@ class Control:
         metrics.dirty_bytes.set(parts.blocks.room.dirty_bytes)
         metrics.damaged_blocks.set(parts.verifier.damaged_blocks)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
+        metrics.unsettled_uploads.set(parts.settler.unsettled)
+        metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
+        metrics.token_rejected.set(parts.client.gate.rejected)
         for counter, total in (
             (metrics.requests, stats.requests),
             (metrics.rate_limited, stats.rate_limited),
@@ -191,6 +194,7 @@ class Control:
             (metrics.received_bytes, stats.bytes_received),
             (metrics.uploaded_bytes, uploads.uploaded_bytes),
             (metrics.upload_failures, uploads.failures),
+            (metrics.suspends, parts.sleep.suspends),
         ):
             metrics.follow(counter, total)
         return metrics.render()

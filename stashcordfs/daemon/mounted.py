@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,15 @@ from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Options, assembled
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
-from stashcordfs.daemon.provision import Token, open_keys, open_store
+from stashcordfs.daemon.provision import open_keys, store_on
+from stashcordfs.daemon.sleep import SleepWatch, boottime
+from stashcordfs.daemon.token import Token, TokenWatch
 from stashcordfs.daemon.verifying import verifier_of
-from stashcordfs.discord.client import ClientStats
+from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
 from stashcordfs.fuse.session import Session
-from stashcordfs.ops.logging import set_level
+from stashcordfs.ops.logging import redact, set_level
 from stashcordfs.ops.metrics import Metrics
 from stashcordfs.ops.notify import Notifier
 from stashcordfs.vfs.room import CacheLimits
@@ -81,7 +84,10 @@ class Parts:
     durability: Durability
     filesystem: FileSystem
     stats: ClientStats
+    client: DiscordClient
     token: Token
+    token_watch: TokenWatch
+    sleep: SleepWatch
     report: Report
     nursery: trio.Nursery
     verifier: Verifier
@@ -91,7 +97,7 @@ class Parts:
 
     def status(self) -> dict[str, object]:
         """The answer of `status --json` while mounted."""
-        now = trio.current_time()
+        now = boottime()
         return {
             "name": self.name,
             "state": self.state,
@@ -101,6 +107,8 @@ class Parts:
             "dirty_bytes": self.blocks.room.dirty_bytes,
             "dirty_blocks": len(self.blocks.queue),
             "pending_packs": self.uploader.state.pending_packs,
+            "unsettled": self.settler.unsettled,
+            "unsettled_since": _utc(self.settler.unsettled_since_ns),
             "uploaded_bytes": self.uploader.state.uploaded_bytes,
             "messages_sent": self.stats.messages_sent,
             "requests": self.stats.requests,
@@ -111,6 +119,8 @@ class Parts:
             "cached_blocks": self.blocks.clean_blocks,
             "upload_failures": self.uploader.state.failures,
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
+            **self.token_watch.status(),
+            "suspends": self.sleep.suspends,
             "damaged_blocks": self.verifier.damaged_blocks,
             "last_error": self.report.last_error,
         }
@@ -126,9 +136,16 @@ class Parts:
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
         if new.token is not None:
-            self.token.replace(new.token.reveal())
-        self.uploader.retry_now()
+            value = new.token.reveal()
+            redact(value)
+            self.token.replace(value)
+        self.uploader.wake()
         log.info("settings reloaded")
+
+
+def _utc(at_ns: int) -> str:
+    """A time for people and programs, to the second; empty for none."""
+    return datetime.fromtimestamp(at_ns // 10**9, UTC).isoformat() if at_ns else ""
 
 
 def cache_limits(settings: Settings) -> CacheLimits:
@@ -210,16 +227,16 @@ async def _main(
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     report = Report()
     stats = ClientStats()
-    token = Token(settings)
+    token = Token(settings, again=partial(load_settings, volume=volume.name))
     chosen = assembly_options(settings, record.block_size, noatime=bool(options.get("noatime")))
     async with (
-        open_store(token, record, stats) as store,
+        DiscordClient(api_url=record.api_url, token=token, stats=stats, clock=boottime) as client,
         assembled(
             volume.path,
             chosen,
-            store=store,
+            store=(store := store_on(client, record)),
             keys=keys,
-            clock=trio.current_time,
+            clock=boottime,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
             ended=partial(ended_cleanly, volume.path),
@@ -236,13 +253,27 @@ async def _main(
             assembly.durability,
             assembly.filesystem,
             stats,
+            client,
             token,
+            TokenWatch(
+                client=client,
+                token=token,
+                report=report,
+                accepted=assembly.uploader.wake,
+                learned=redact,
+            ),
+            SleepWatch([client.resumed, partial(_hurry, assembly.uploader)]),
             report,
             assembly.nursery,
             verifier_of(assembly, volume, store, keys, report),
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
     log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
+
+
+async def _hurry(uploader: Uploader) -> None:
+    """After a sleep of the machine: the network may be another one."""
+    uploader.wake()
 
 
 async def _serve(
@@ -270,6 +301,8 @@ async def _serve(
             parts.uploader.run,
             parts.settler.run_watch,
             parts.blocks.run_spares,
+            parts.token_watch.run,
+            parts.sleep.run,
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

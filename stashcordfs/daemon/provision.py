@@ -18,6 +18,7 @@ import trio
 
 from stashcordfs.crypto import slots
 from stashcordfs.crypto.keys import KEY_BYTES, VolumeKeys
+from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import AccessDenied, NotFound, StashcordError, TokenRejected, UsageError
 from stashcordfs.journal import Journal
@@ -46,39 +47,23 @@ class MkfsResult:
     recovery_key: str
 
 
-class Token:
-    """The bot token, replaceable while mounted. Never shown."""
-
-    def __init__(self, settings: Settings) -> None:
-        """Reveal it once; UsageError when it is not set."""
-        if settings.token is None:
-            raise UsageError("token: not set; set STASHCORDFS_TOKEN, or token in the TOML file")
-        self._value = settings.token.reveal()
-
-    def __repr__(self) -> str:
-        """Hide it."""
-        return "<Token>"
-
-    def __call__(self) -> str:
-        """Return the token for the Authorization header."""
-        return self._value
-
-    def replace(self, value: str) -> None:
-        """Use another one from now on."""
-        self._value = value
+def store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStore:
+    """The volume's store on Discord. No request is made yet: a mount starts without a network."""
+    return DiscordStore(
+        client,
+        channels=list(volume.channels),
+        journal_channel=volume.journal_channel,
+        block_bytes=volume.block_size,
+    )
 
 
 @asynccontextmanager
 async def open_store(
     token: Callable[[], str], volume: VolumeRecord, stats: ClientStats
 ) -> AsyncIterator[DiscordStore]:
-    """The volume's store on Discord. No request is made yet: a mount starts without a network."""
+    """The same with a client of its own, for a command."""
     async with DiscordClient(api_url=volume.api_url, token=token, stats=stats) as client:
-        yield DiscordStore(
-            client,
-            channels=list(volume.channels),
-            journal_channel=volume.journal_channel,
-        )
+        yield store_on(client, volume)
 
 
 def open_keys(settings: Settings, volume: VolumeDir) -> VolumeKeys:

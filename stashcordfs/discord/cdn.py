@@ -10,7 +10,6 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 import httpx
-import trio
 
 from stashcordfs.errors import DiscordRefused, DiscordUnavailable, LinkExpired
 
@@ -31,6 +30,8 @@ class RangeSource(Protocol):
     def stream_cdn(
         self, url: str, headers: Mapping[str, str]
     ) -> AbstractAsyncContextManager[httpx.Response]: ...
+
+    async def pause(self, seconds: float) -> None: ...
 
 
 class _Fill:
@@ -77,7 +78,7 @@ async def fetch_range(source: RangeSource, url: str, start: int, length: int) ->
         if stalls >= _STALLS or wait > _LONGEST_WAIT_S:
             raise problem
         if stalls:
-            await trio.sleep(wait)
+            await source.pause(wait)
     if fill.full():
         return bytes(fill.target)
     raise DiscordUnavailable("CDN: the answer ended early again and again")

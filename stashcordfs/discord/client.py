@@ -6,18 +6,20 @@ been carried out: repeat it with its nonce, or list).
 
 The token is asked for anew with each request, goes to the API's host only (redirects are not
 followed, the CDN is asked by a second HTTP client that never holds it), and is kept nowhere: not
-in repr, logs, or error texts. After a 401 the same token is not sent again for a while, because
-every 401 counts towards a ban of the host.
+in repr, logs, or error texts. After a 401 the same token is sent by `check_token` alone, now and
+then (`gate`), because every 401 counts towards a ban of the host.
+
+The clock should go on while the machine sleeps (CLOCK_BOOTTIME): limits, links and the memory of a
+nonce do. After a sleep the owner calls `resumed`.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
@@ -26,6 +28,8 @@ import trio
 
 from stashcordfs import __version__
 from stashcordfs.discord import models, policy, wire
+from stashcordfs.discord.connections import Connections
+from stashcordfs.discord.gate import TokenGate
 from stashcordfs.discord.limiter import RateLimiter, Route
 from stashcordfs.discord.multipart import MultipartBody, UploadFile, message_payload
 from stashcordfs.discord.queue import GrantQueue
@@ -34,7 +38,6 @@ from stashcordfs.errors import (
     DiscordUnavailable,
     NotFound,
     OutcomeUnknown,
-    TokenRejected,
     TooLarge,
     UsageError,
 )
@@ -49,7 +52,6 @@ __all__ = ["ClientStats", "DiscordClient", "UploadFile"]
 _log = logging.getLogger(__name__)
 
 _USER_AGENT = f"DiscordBot (https://github.com/stashcordfs/stashcordfs, {__version__})"
-_REJECTED_FOR_S = 60.0
 _PAGE = 100
 _REFRESH_AT_ONCE = 50
 _BULK_DELETE = range(2, 101)
@@ -89,16 +91,15 @@ class DiscordClient:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise UsageError("api_url must be like https://discord.com/api/v10")
         self._url = api_url.rstrip("/")
-        self._token = token
+        self.gate = TokenGate(token)
         self._clock = clock
         self._transport = transport
         self._timeout_s = timeout_s
         # proxies of the environment are for the world outside, not for a server on loopback
         self._trust_env = parts.scheme == "https"
-        self._stack = AsyncExitStack()
         self._limiter = limiter or RateLimiter()
         self._queue = GrantQueue(self._limiter, clock)
-        self._rejected: tuple[bytes, float] | None = None
+        self._hurry = trio.Event()
         self._server_time: tuple[float, float] | None = None
         self._me: User | None = None
         self.stats = stats or ClientStats()
@@ -107,14 +108,13 @@ class DiscordClient:
         return f"<DiscordClient {urlsplit(self._url).hostname}>"
 
     async def __aenter__(self) -> Self:
-        self._api = await self._stack.enter_async_context(self._http(connections=16))
-        self._cdn = await self._stack.enter_async_context(self._http(connections=64))
+        self._connections = Connections(self._http)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+        await self._connections.aclose()
 
-    def _http(self, *, connections: int) -> httpx.AsyncClient:
+    def _http(self, connections: int) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             transport=self._transport,
             timeout=httpx.Timeout(self._timeout_s, connect=min(10.0, self._timeout_s)),
@@ -137,18 +137,54 @@ class DiscordClient:
     def limiter(self) -> RateLimiter:
         return self._limiter
 
+    # Time, and a machine that sleeps
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self._clock
+
+    async def pause(self, seconds: float) -> None:
+        """Wait by the client's clock: `resumed` ends what a sleep of the machine has outlasted."""
+        until = self._clock() + seconds
+        while (left := until - self._clock()) > 0:
+            hurry = self._hurry
+            with trio.move_on_after(left):
+                await hurry.wait()
+
+    async def resumed(self) -> None:
+        """The machine has slept: drop all connections, and let all who wait look at the clock.
+
+        What was under way fails as if its connection had broken, and is repeated like that.
+        """
+        await self._connections.drop()
+        self._hurry.set()
+        self._hurry = trio.Event()
+        self._queue.wake()
+
     # Objects
 
-    async def current_user(self) -> User:
+    async def current_user(self, *, probe: bool = False) -> User:
         answer = await self._request(
-            policy.Call(route=Route("GET", "/users/@me"), path="/users/@me")
+            policy.Call(route=Route("GET", "/users/@me"), path="/users/@me", probe=probe)
         )
         self._me = models.parse_user(answer)
         return self._me
 
+    async def check_token(self) -> None:
+        """Ask whether the token is good: one request, also of a refused one whose time has come.
+
+        TokenRejected when it is not, or when it is too early to ask again.
+        """
+        await self.current_user(probe=True)
+
     async def own_id(self) -> int:
         """The bot's own id, asked for once."""
         return (self._me or await self.current_user()).id
+
+    async def ping(self) -> None:
+        """One small request, not repeated: does anybody answer?"""
+        route = Route("GET", "/users/@me")
+        await self._request(policy.Call(route=route, path="/users/@me", attempts=1))
 
     async def channel(self, channel_id: int) -> Channel:
         return models.parse_channel(
@@ -170,12 +206,15 @@ class DiscordClient:
         *,
         nonce: str,
         payload: Mapping[str, object] | None = None,
+        doubt: Callable[[], None] = lambda: None,
     ) -> Message:
         """Post one message with these attachments.
 
         `nonce` (at most 25 characters, unique to this content for ever) makes it safe to repeat for
         some minutes: the server answers with the first message. Raises OutcomeUnknown when it may
         have been stored; also when the nonce is known but its message was deleted meanwhile.
+        `doubt` is called when it succeeded after an attempt that may still be carried out, beyond
+        the server's memory of the nonce.
         """
         if not 0 < len(nonce) <= 25:
             raise ValueError("a nonce has 1 to 25 characters")
@@ -186,6 +225,7 @@ class DiscordClient:
             body=body,
             background=True,
             creates=True,
+            doubt=doubt,
         )
         answer = await self._request(call)
         try:
@@ -316,14 +356,18 @@ class DiscordClient:
     ) -> AsyncIterator[httpx.Response]:
         """A GET without any credential; for cdn.py, which reads it."""
         self.stats.downloads += 1
-        try:
-            async with self._cdn.stream("GET", url, headers=dict(headers)) as response:
-                try:
-                    yield response
-                finally:
-                    self.stats.bytes_received += response.num_bytes_downloaded
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise DiscordUnavailable(f"CDN: {wire.reason_of(error)}") from None
+        with self._connections.breakable() as scope:
+            try:
+                http = self._connections.cdn
+                async with http.stream("GET", url, headers=dict(headers)) as response:
+                    try:
+                        yield response
+                    finally:
+                        self.stats.bytes_received += response.num_bytes_downloaded
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+                raise DiscordUnavailable(f"CDN: {wire.reason_of(error)}") from None
+        if scope.cancelled_caught:
+            raise DiscordUnavailable(f"CDN: {wire.DROPPED}")
 
     # The chain
 
@@ -332,8 +376,8 @@ class DiscordClient:
         chain: policy.Chain | None = None
         while True:
             try:
-                outcome = await self._attempt(call)
-            except DiscordError as error:  # not sent: the breaker is open, or the token known bad
+                outcome = await self._attempt(call, chain)
+            except DiscordError as error:  # not sent: breaker, a refused token, an old nonce
                 if chain is not None and chain.unclear:
                     raise chain.final(error) from error
                 raise
@@ -346,6 +390,8 @@ class DiscordClient:
                     await self._blame_size(error)
                 raise
             if delay is None:
+                if chain.unclear:
+                    call.doubt()
                 return outcome.data if isinstance(outcome, wire.Answer) else None
             if delay > 0:
                 _log.info(
@@ -355,7 +401,7 @@ class DiscordClient:
                     delay,
                     outcome.status if isinstance(outcome, wire.Answer) else outcome.reason,
                 )
-            await trio.sleep(delay)
+            await self.pause(delay)
 
     def _repeats_for(self, call: policy.Call) -> float:
         """Seconds from the first failure; a create only while its nonce is surely remembered."""
@@ -370,29 +416,36 @@ class DiscordClient:
         await self.current_user()
         raise TooLarge(f"{error}; smaller requests pass", status=413) from error
 
-    async def _attempt(self, call: policy.Call) -> wire.Outcome:
+    async def _attempt(self, call: policy.Call, chain: policy.Chain | None) -> wire.Outcome:
         await self._queue.granted(call.route, background=call.background)
         try:
-            request = self._build(call)
+            if chain is not None:
+                chain.check_repeatable(self._clock())
+            token = self.gate.usable(self._clock(), probe=call.probe)
+            request = self._build(call, token)
             self.stats.requests += 1
-            outcome = await wire.exchange(
-                self._api, request, body=call.body, limit_s=10 * self._timeout_s
-            )
-            self._account(call, outcome)
+            with self._connections.breakable() as scope:
+                outcome = await wire.exchange(
+                    self._connections.api, request, body=call.body, limit_s=10 * self._timeout_s
+                )
+            if scope.cancelled_caught:
+                outcome = wire.dropped(call.body)
+            self._account(call, outcome, token)
             return outcome
         finally:
             self._queue.release(call.route)
 
-    def _build(self, call: policy.Call) -> httpx.Request:
-        headers = {"Authorization": f"Bot {self._usable_token()}"}
+    def _build(self, call: policy.Call, token: str) -> httpx.Request:
+        headers = {"Authorization": f"Bot {token}"}
+        http = self._connections.api
         url = self._url + call.path
         if call.body is None:
-            return self._api.build_request(
+            return http.build_request(
                 call.route.method, url, params=call.params, json=call.json, headers=headers
             )
         headers["Content-Type"] = call.body.content_type
         headers["Content-Length"] = str(call.body.size_bytes)
-        bare = self._api.build_request(call.route.method, url, headers=headers)
+        bare = http.build_request(call.route.method, url, headers=headers)
         return httpx.Request(  # a stream of ours is not wrapped, but nor are headers added
             bare.method,
             bare.url,
@@ -401,18 +454,7 @@ class DiscordClient:
             extensions=bare.extensions,
         )
 
-    def _usable_token(self) -> str:
-        token = self._token()
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
-            # httpx would quote the header, token and all, in its own error
-            raise TokenRejected("the bot token is empty or holds stray characters", status=401)
-        if self._rejected is not None:
-            digest, until = self._rejected
-            if digest == sha256(token.encode()).digest() and self._clock() < until:
-                raise TokenRejected("the bot token was rejected; set a valid one", status=401)
-        return token
-
-    def _account(self, call: policy.Call, outcome: wire.Outcome) -> None:
+    def _account(self, call: policy.Call, outcome: wire.Outcome, token: str) -> None:
         """Let limiter, counters and the server's clock learn from what came back."""
         if call.body is not None and call.body.whole:
             self.stats.bytes_sent += call.body.size_bytes
@@ -422,8 +464,7 @@ class DiscordClient:
         self._limiter.learn(call.route, outcome.status, outcome.headers, outcome.data, now)
         self.stats.rate_limited += outcome.status == 429
         self.stats.invalid += outcome.status in (401, 403, 429)
-        if outcome.status == 401:
-            self._rejected = (sha256(self._token().encode()).digest(), now + _REJECTED_FOR_S)
+        self.gate.answered(token, outcome.status, now)
         try:
             date = parsedate_to_datetime(outcome.headers["date"]).timestamp()
         except (KeyError, ValueError):

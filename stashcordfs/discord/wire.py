@@ -56,6 +56,13 @@ class Failure:
 
 Outcome = Answer | Failure
 
+DROPPED = "the connection was dropped, since the machine has slept"
+
+
+def dropped(body: MultipartBody | None) -> Failure:
+    """What came of an exchange whose connection we have closed ourselves."""
+    return Failure(DROPPED, certain=body is not None and not body.whole)
+
 
 def reason_of(error: Exception) -> str:
     """A failure in words that hold no URL, header or body."""

@@ -124,10 +124,34 @@ class Journal(Outbox):
         with self._db.operation:
             return rules.link(self._engine, ino, parent, name, now_ns=now_ns)
 
-    async def unlink(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
-        """Remove a name; the attributes after, whose nlink may be 0."""
+    async def unlink(
+        self,
+        parent: Ino,
+        name: bytes,
+        *,
+        now_ns: int,
+        kept: Callable[[Attributes], bool] = lambda _: True,
+        local: Callable[[Ino], bool] = lambda _: True,
+    ) -> Attributes:
+        """Remove a name; the attributes after, whose nlink may be 0.
+
+        An inode without a name that is not `kept` is forgotten in the same operation, as by
+        `purge`: it should be small, since its chunk list goes in one statement.
+        """
+        forgotten = False
+
+        def decide(found: Attributes) -> bool:
+            nonlocal forgotten
+            forgotten = not kept(found)
+            return not forgotten
+
         with self._db.operation:
-            return rules.unlink(self._engine, parent, name, now_ns=now_ns)
+            found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=decide)
+            if forgotten:
+                if found.blocks:
+                    self._db.run("DELETE FROM chunk_list WHERE ino = ?", (found.ino,))
+                self._forget(found, local=local(found.ino))
+            return found
 
     async def rmdir(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Remove an empty folder."""
@@ -220,22 +244,23 @@ class Journal(Outbox):
         uid: int | None = None,
         gid: int | None = None,
         size: int | None = None,
+        synced: int | None = None,
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
     ) -> Attributes:
-        """Change what is given; the attributes after. The kind of an inode never changes."""
+        """Change what is given; the attributes after. The kind of an inode never changes.
+
+        `synced` goes with a size that a write has made: so many of its bytes are on the disk.
+        """
         with self._db.operation:
-            return self._change(
+            after = self._change(
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
             )  # fmt: skip
-
-    async def grow(self, ino: Ino, size: int, *, synced: int) -> None:
-        """Set the size of a file that was written to; of its bytes, `synced` are on the disk."""
-        with self._db.operation:
-            self._change(ino, size=size)
-            self._put_synced_size(ino, synced, whole=synced >= size)
+            if size is not None and synced is not None:
+                self._put_synced_size(ino, synced, whole=synced >= size)
+            return after
 
     async def size_synced(self, ino: Ino, size: int, *, whole: bool) -> None:
         """The first `size` bytes are durable; `whole`: so is everything that was written."""
@@ -282,9 +307,7 @@ class Journal(Outbox):
             ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
             blocks=found.blocks,
         )
-        self._engine.update_inode(after)
-        if after.size != found.size:
-            self._engine.set_size(found, after.size)
+        self._engine.update_inode(found, after)
         return after
 
     async def truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
@@ -332,9 +355,12 @@ class Journal(Outbox):
                 break
             await trio.lowlevel.checkpoint()
         with self._db.operation:
-            for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
-                self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
-            self._engine.delete_inode(found)
+            self._forget(found, local=local)
+
+    def _forget(self, found: Attributes, *, local: bool) -> None:
+        for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
+            self._db.run(f"DELETE FROM {table} WHERE ino = ?", (found.ino,))  # noqa: S608  constants
+        self._engine.delete_inode(found)
 
     # ------------------------------------------------------------------ extended attributes
 

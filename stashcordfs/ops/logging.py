@@ -48,7 +48,7 @@ class TextFormatter(logging.Formatter):
 
     def __init__(self, redactor: Redactor, *, colours: bool = False) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-        self._redactor = redactor
+        self.redactor = redactor
         self._colours = colours
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own name
@@ -58,7 +58,7 @@ class TextFormatter(logging.Formatter):
         return f"\033[{colour}m{line}\033[0m" if self._colours and colour else line
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._redactor.clean(super().format(record))
+        return self.redactor.clean(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):
@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, redactor: Redactor) -> None:
         super().__init__()
-        self._redactor = redactor
+        self.redactor = redactor
 
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -79,7 +79,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return self._redactor.clean(json.dumps(entry, default=str))
+        return self.redactor.clean(json.dumps(entry, default=str))
 
 
 def _extra(record: logging.LogRecord) -> dict[str, object]:
@@ -125,6 +125,13 @@ def configure_logging(
     root.addHandler(handler)
     set_level(level)
     return redactor
+
+
+def redact(secret: str) -> None:
+    """Keep a secret out of the log that was resolved after `configure_logging`."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, TextFormatter | JsonFormatter):
+            handler.formatter.redactor.add(secret)
 
 
 def set_level(level: str) -> None:

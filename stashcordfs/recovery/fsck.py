@@ -176,6 +176,7 @@ def _journal_stages(look: Inspection, place: Place) -> list[_Stage]:
 
 def _local_stages(local: LocalState) -> list[_Stage]:
     return [
+        _Stage("whose the local files are", 0, lambda _: local.read_owners()),
         _Stage("marks and unsent data", 0, lambda _: local.check_marks()),
         _Stage("local files", 0, lambda _: local.check_files()),
         _Stage("cached blocks", local.cached_bytes(), local.check_cached),
@@ -260,7 +261,7 @@ def _unknown_data(place: Place) -> tuple[bool, list[journal.LostFile]]:
     """Whether the journal is older than what lies beside it, and unsent data it does not know."""
     with journal.inspect(place.journal) as look:
         local = LocalState(look, place.folder, place.block_bytes)
-        for stage in (local.check_marks, local.check_files):
+        for stage in (local.read_owners, local.check_marks, local.check_files):
             for _ in stage():
                 pass
         return local.older, local.unknown if local.older else []
@@ -274,7 +275,12 @@ def _mend_local(place: Place, *, older: bool) -> list[str]:
     nothing: Callable[[int], None] = lambda _: None  # noqa: E731
     with journal.inspect(place.journal) as look:
         local = LocalState(look, place.folder, place.block_bytes)
-        for stage in (local.check_marks, local.check_files, partial(local.check_cached, nothing)):
+        for stage in (
+            local.read_owners,
+            local.check_marks,
+            local.check_files,
+            partial(local.check_cached, nothing),
+        ):
             for _ in stage():
                 pass
         marked, rotten = local.mark_anew(), local.rotten

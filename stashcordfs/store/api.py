@@ -31,12 +31,18 @@ class ObjectStore(Protocol):
     def limits(self) -> Limits:
         """What one message may carry now."""
 
+    async def ping(self) -> None:
+        """One small request, not repeated: returns when the store answers. DiscordError."""
+
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
         """Post one message; where each pack is, in order.
 
         OutcomeUnknown: it may be stored (repeat with the same nonce, or `find`). TooLarge: the
         limits were lowered, pack anew.
         """
+
+    def doubtful(self, nonce: str) -> bool:
+        """Whether a post under this nonce succeeded, but may yet be carried out once more."""
 
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
         """Exactly these bytes. ObjectMissing, ObjectCorrupt when shorter than recorded."""
@@ -52,6 +58,9 @@ class ObjectStore(Protocol):
 
     async def attachments(self, channel: int, message: int) -> list[Location] | None:
         """What one message carries now; None when there is no such message."""
+
+    async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
+        """The same, each occurrence of a name: one message may have been made twice."""
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Post the volume's record to the journal channel."""

@@ -55,6 +55,10 @@ class FolderStore:
         """What one message may carry now."""
         return self._learned.limits
 
+    async def ping(self) -> None:
+        """A folder is always there."""
+        await trio.lowlevel.checkpoint()
+
     async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
         """Write one message; a nonce that is known answers with the message it made."""
         sizes = [pack.size for pack in packs]
@@ -67,6 +71,10 @@ class FolderStore:
             raise TooLarge("the store refuses a message of this size", status=413)
         return await self._post([(p.filename, p.parts) for p in packs], nonce)
 
+    def doubtful(self, nonce: str) -> bool:  # noqa: ARG002 - as the protocol has it
+        """Nothing arrives late in a folder."""
+        return False
+
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
         """Exactly these bytes."""
         return await self._run(lambda: self._read(location, start, length))
@@ -77,15 +85,19 @@ class FolderStore:
 
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
         """Those of the named files that stand in messages after this id."""
+        return {at.filename: at for at in await self.find_all(after, names)}
 
-        def scan() -> dict[str, Location]:
-            late = [number for number in self._ids() if number > after]
-            return {
-                location.filename: location
-                for number in late
+    async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
+        """Each occurrence of them, oldest first."""
+
+        def scan() -> list[Location]:
+            return [
+                location
+                for number in self._ids()
+                if number > after
                 for location in self._locations(number)
                 if location.filename in names
-            }
+            ]
 
         return await self._run(scan)
 

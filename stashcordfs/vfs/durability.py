@@ -64,7 +64,9 @@ class Durability:
         for live in resized:
             if live.size_changed and not live.gone:
                 live.size_changed = False
-                await self._journal.grow(live.ino, live.size, synced=live.synced_size)
+                await self._journal.set_attributes(
+                    live.ino, size=live.size, synced=live.synced_size
+                )
             self._blocks.leave(live)
 
     async def commit(self) -> None:

@@ -58,6 +58,7 @@ class Live:
     nameless: bool = False
     gone: bool = False
     size_changed: bool = False
+    bare: bool = False  # it has no extended attributes: the kernel asks at every write(2)
     sync_failed: LocalDiskError | None = None  # until Discord has all that was dirty then
     dirty: dict[int, Dirty] = field(default_factory=dict)
 

@@ -89,7 +89,7 @@ class BlockTable:
         self.reap = Reap()
         self.rotten = 0  # clean blocks that were not what their checksums say
         self.fill: Callable[[Live, int], Awaitable[None]] = self._no_fill
-        self.on_dirty: Callable[[], None] = lambda: None  # the first block became dirty
+        self.on_dirty: Callable[[], None] = lambda: None  # a block became dirty
 
     @staticmethod
     async def _no_fill(live: Live, index: int) -> None:

@@ -8,9 +8,10 @@ A round fills one message. The order of events is what keeps every byte:
 4. chunk lists, in transactions of at most 128 chunks, and the closing of the intent are durable;
 5. only then do the blocks become clean.
 
-Any failure leaves the blocks dirty, the delay doubles to five minutes, and `status` shows why. An
-outcome that is not known is settled first (`vfs.settling`); until then the blocks of that intent
-stay dirty and are not sent again.
+Any failure leaves the blocks dirty, the delay doubles to five minutes, and `status` shows why; the
+network's return ends the delay of what failed for want of it (`vfs.network`). An outcome that is
+not known is settled first (`vfs.settling`): until then the blocks of that intent stay dirty and
+are not sent again, nor are others with the same bytes. Everything else goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import trio
 
 from stashcordfs.cache import sums_of
 from stashcordfs.errors import (
+    DiscordUnavailable,
     FsError,
     LocalDiskError,
     StashcordError,
@@ -35,15 +37,17 @@ from stashcordfs.store.packer import RequestBuilder
 from stashcordfs.vfs.blocks import Uploaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import Journal
+    from stashcordfs.journal.engine import Intent
     from stashcordfs.store.api import ObjectStore
     from stashcordfs.store.pack import FinishedPack
     from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
+    from stashcordfs.vfs.network import Network
     from stashcordfs.vfs.settling import Settler
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ _INLINE_BYTES = 64 << 10
 _CHUNKS_A_TRANSACTION = 128
 _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 300.0
+_UNSETTLED_AT_ONCE = 4  # each may keep its message in memory; more would not help either
 _MISFITS = 16  # blocks that did not fit before a message counts as full
 
 
@@ -83,6 +88,7 @@ class _Parcel:
 
     items: list[tuple[Uploaded, ChunkId]] = field(default_factory=list)
     packs: list[FinishedPack] = field(default_factory=list)
+    sending: bool = True  # one of those sent at once; else its outcome is being settled
 
     def release(self) -> None:
         """The blocks may be picked again, if they are still dirty."""
@@ -101,6 +107,7 @@ class Uploader:
         store: ObjectStore,
         keys: VolumeKeys,
         settler: Settler,
+        network: Network,
         settings: UploadSettings,
         clock: Callable[[], float],
         report: Callable[[str], None],
@@ -113,27 +120,28 @@ class Uploader:
         self._store = store
         self._keys = keys
         self._settler = settler
+        self._network = network
         self._clock = clock
         self._report = report
         self._wake = trio.Event()
+        self._resting = False  # until something becomes dirty, or a message has ended
         self._flushes = 0  # how many wait for everything: no age counts then
         self._sending = trio.Semaphore(settings.concurrency)
         self._changed = trio.Event()
         self._backoff_s = 0.0
+        self._paused_offline = False
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
-        blocks.on_dirty = self.wake
+        self._doubted = 0  # messages of this run whose outcome is being settled
+        self._adopted: set[ChunkId] = set()
+        blocks.on_dirty = self._became_dirty
 
     # ------------------------------------------------------------------ asking
 
     def wake(self) -> None:
-        """Look again at what is due."""
-        self._wake.set()
-
-    def retry_now(self) -> None:
-        """Forget the delay after failures: the cause may be gone (a new token, the network)."""
-        self.state.paused_until_s = 0.0
+        """Try now: what failed may work again (after a sleep, with a new token, when asked)."""
         self._backoff_s = 0.0
-        self.wake()
+        self._network.wake()
+        self._end_pause()
 
     async def flush(self, only: Callable[[Live], bool] | None = None) -> None:
         """Return when every block that is dirty now is on Discord, in this version or a newer one.
@@ -147,7 +155,7 @@ class Uploader:
         }
         self._flushes += 1
         try:
-            self.retry_now()
+            self.wake()
             while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
                 await self._changed.wait()
         finally:
@@ -169,10 +177,15 @@ class Uploader:
     # ------------------------------------------------------------------ the loop
 
     async def run(self) -> None:
-        """Send what is due, for ever. Settles first what an earlier run left open."""
-        await self._settler.settle_left()  # their blocks must not be sent again meanwhile
-        self._notify()
+        """Send what is due, for ever. What an earlier run left open is settled beside it."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settler.run)
+            nursery.start_soon(self._network.run, self._wants_network)
+            nursery.start_soon(self._follow_network)
+            for intent in await self._journal.open_intents():
+                self._in_flight |= {chunk_id: [] for chunk_id in intent.chunk_ids}
+                nursery.start_soon(self._settle_left, intent)
+            self._notify()
             while True:
                 await self._until_due()
                 await self._sending.acquire()
@@ -186,12 +199,46 @@ class Uploader:
                     if not handed_over:
                         self._sending.release()
 
+    async def _settle_left(self, intent: Intent) -> None:
+        """Blocks with this intent's chunks wait for it; then they refer to them, or are sent."""
+        try:
+            if await self._settler.settle_left(intent):
+                self._adopted |= intent.chunk_ids
+        finally:
+            self._land(intent.chunk_ids)
+            self._notify()
+
+    def _land(self, chunk_ids: Iterable[ChunkId]) -> None:
+        """These chunks are not on their way any more: who waited for them is looked at again."""
+        for chunk_id in chunk_ids:
+            for dirty in self._in_flight.pop(chunk_id, ()):
+                dirty.sealing = False
+
+    def _wants_network(self) -> bool:
+        return bool(self._blocks.queue) or self._settler.unsettled > 0
+
+    async def _follow_network(self) -> None:
+        while True:
+            await self._network.returned()
+            if self._paused_offline:
+                self._end_pause()
+
+    def _end_pause(self) -> None:
+        self.state.paused_until_s = 0.0
+        self._paused_offline = False
+        self._wake.set()
+
+    def _became_dirty(self) -> None:
+        if self._resting:  # else it looks again in time
+            self._wake.set()
+
     async def _until_due(self) -> None:
         while True:
             self._wake = trio.Event()
             wait_s = self._due_in()
             if wait_s <= 0:
                 return
+            self._resting = wait_s == math.inf
             with trio.move_on_after(wait_s):
                 await self._wake.wait()
 
@@ -200,10 +247,10 @@ class Uploader:
         now = self._clock()
         if self.state.paused_until_s > now:
             return self.state.paused_until_s - now
-        if not self._blocks.queue:
+        if self._doubted >= _UNSETTLED_AT_ONCE:
             return math.inf
         waiting = 0
-        soonest = 1.0  # looked at once a second: a block's due time moves while it is written
+        soonest = math.inf
         for live, index in self._blocks.queue.values():
             dirty = live.dirty[index]
             if dirty.sealing:
@@ -211,7 +258,8 @@ class Uploader:
             waiting += dirty.charge
             if self._forced or waiting >= self._store.limits.max_request_bytes:
                 return 0.0
-            soonest = min(soonest, self._due_at(dirty) - now)
+            # Looked at once a second: a block's due time moves while it is written.
+            soonest = min(soonest, 1.0, self._due_at(dirty) - now)
             if soonest <= 0:
                 return 0.0
         return soonest
@@ -313,7 +361,9 @@ class Uploader:
         return self._keys.chunk_id(data), sums_of(data)
 
     async def _is_known(self, chunk_id: ChunkId) -> bool:
-        return self.settings.dedup and await self._journal.find_chunk(chunk_id) is not None
+        if not self.settings.dedup and chunk_id not in self._adopted:
+            return False
+        return await self._journal.find_chunk(chunk_id) is not None
 
     async def _table(self, parcel: _Parcel) -> tuple[list[Reference], list[FileNote]]:
         """What the packs' tables tell, so that packs and key alone can rebuild the volume."""
@@ -334,6 +384,7 @@ class Uploader:
         try:
             intent, locations = await self._post(parcel) if parcel.packs else (0, {})
             await self._commit(parcel.items, intent, locations)
+            # From here on the journal's chunk lists refer to what this message brought, durably.
             self.state.uploaded_bytes += sum(u.valid for u, _ in parcel.items)
             self._backoff_s = 0.0
             if not self._blocks.queue:
@@ -342,14 +393,23 @@ class Uploader:
             log.warning("the attachment limit was lowered; packing anew: %s", error)
         except StashcordError as error:
             self._failed(str(error), pause=True)
+            self._paused_offline = isinstance(error, DiscordUnavailable) and error.offline
         finally:
             parcel.release()
-            for _, chunk_id in parcel.items:
-                for dirty in self._in_flight.pop(chunk_id, ()):
-                    dirty.sealing = False
+            self._land(chunk_id for _, chunk_id in parcel.items)
             self.state.pending_packs -= len(parcel.packs)
-            self._sending.release()
+            if parcel.sending:
+                self._sending.release()
+            else:
+                self._doubted -= 1
             self._notify()
+
+    def _doubt(self, parcel: _Parcel) -> None:
+        """Its outcome is being settled: others go on, a little later."""
+        self._pause()
+        self._doubted += 1
+        parcel.sending = False
+        self._sending.release()
 
     async def _post(self, parcel: _Parcel) -> tuple[int, Mapping[ObjectId, Location]]:
         nonce = secrets.token_hex(12)
@@ -364,7 +424,9 @@ class Uploader:
         )
         await self._journal.wal_sync()  # durable before a byte leaves
         try:
-            return intent, await self._settler.deliver(parcel.packs, nonce=nonce, after=after)
+            return intent, await self._settler.deliver(
+                parcel.packs, nonce=nonce, after=after, unclear=lambda: self._doubt(parcel)
+            )
         except StashcordError:
             # It is not there, or watched for. A post that is cancelled in its middle may have
             # happened: its intent stays open, and the next start looks for it.
@@ -402,11 +464,15 @@ class Uploader:
         self.state.last_error = why
         self._report(why)
         if pause:
-            self._backoff_s = min(max(_FIRST_DELAY_S, self._backoff_s * 2), _LONGEST_DELAY_S)
-            self.state.paused_until_s = self._clock() + self._backoff_s
+            self._pause()
             log.warning("upload failed, next try in %.0f s: %s", self._backoff_s, why)
+
+    def _pause(self) -> None:
+        self._backoff_s = min(max(_FIRST_DELAY_S, self._backoff_s * 2), _LONGEST_DELAY_S)
+        self.state.paused_until_s = self._clock() + self._backoff_s
+        self._paused_offline = False
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-        self.wake()
+        self._wake.set()

@@ -44,19 +44,9 @@ class DemoVolume:
         self.state = folder / "state"
         self.server_folder = folder / "server"
         self.mountpoint.mkdir(parents=True)
-        self._server_log = (folder / "sandbox.log").open("w")
-        self._server = subprocess.Popen(
-            [*COMMAND, "sandbox", "run", "--dir", str(self.server_folder), *server],
-            stdout=subprocess.PIPE,
-            stderr=self._server_log,
-            text=True,
-        )
+        self._server_options = server
+        self.start_server()
         try:
-            assert self._server.stdout is not None
-            line = self._server.stdout.readline()
-            if not line:
-                raise RuntimeError((folder / "sandbox.log").read_text())
-            self.server: dict[str, Any] = json.loads(line)
             self.token = str(self.server["token"])
             self.environment = {
                 **{k: v for k, v in os.environ.items() if not k.startswith("STASHCORDFS_")},
@@ -140,6 +130,22 @@ class DemoVolume:
         """What the sandbox itself has counted."""
         base = str(self.server["api_url"]).partition("/api/")[0]
         return fetch_json(f"{base}/_sandbox/stats")
+
+    def start_server(self) -> None:
+        """Start the sandbox; after `end_server`, again with what it had, at the same place."""
+        self._server_log = (self.folder / "sandbox.log").open("a")
+        self._server = subprocess.Popen(
+            [*COMMAND, "sandbox", "run", "--dir", str(self.server_folder), *self._server_options],
+            stdout=subprocess.PIPE,
+            stderr=self._server_log,
+            text=True,
+        )
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        if not line:
+            self.end_server()
+            raise RuntimeError((self.folder / "sandbox.log").read_text())
+        self.server: dict[str, Any] = json.loads(line)
 
     def end_server(self) -> None:
         self._server.terminate()

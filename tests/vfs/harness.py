@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from stashcordfs.store.api import ObjectStore
+
 BLOCK = 64 << 10
+
+
+async def inline(work, *args, **_):
+    """In place of `trio.to_thread.run_sync`: virtual time must not pass while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return work(*args)
+
+
 KEYS = VolumeKeys(bytes(16), {0: bytes(range(32))})
 
 
@@ -36,18 +46,25 @@ class FaultyStore(FolderStore):
     missing = False
     puts = 0
     fetched = 0
+    pings = 0
+
+    async def ping(self):
+        await trio.lowlevel.checkpoint()
+        self.pings += 1
+        if self.offline:
+            raise DiscordUnavailable("no network", offline=True)
 
     async def put(self, packs, *, nonce):
         await trio.lowlevel.checkpoint()
         if self.offline:
-            raise DiscordUnavailable("no network")
+            raise DiscordUnavailable("no network", offline=True)
         self.puts += 1
         return await super().put(packs, nonce=nonce)
 
     async def fetch(self, location, start, length):
         await trio.lowlevel.checkpoint()
         if self.offline:
-            raise DiscordUnavailable("no network")
+            raise DiscordUnavailable("no network", offline=True)
         if self.missing:
             raise ObjectMissing("deleted by hand")
         self.fetched += length
@@ -102,6 +119,7 @@ async def volume(
     power_lost: bool = False,
     upload: bool = True,
     settings: UploadSettings | None = None,
+    other_store: ObjectStore | None = None,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one."""
     path = folder / "journal.sqlite"
@@ -124,7 +142,7 @@ async def volume(
             deadline_s=deadline_s,
             max_file_bytes=1 << 41,
         ),
-        store=store,
+        store=other_store or store,
         keys=KEYS,
         clock=trio.current_time,
         now_ns=now,

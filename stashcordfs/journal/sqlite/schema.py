@@ -14,7 +14,7 @@ from __future__ import annotations
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 3
+VERSION = 4
 
 REPLICATED = """
 -- One row a fact about the volume.
@@ -139,6 +139,10 @@ MIGRATIONS: dict[int, str] = {
     CREATE TABLE watched (
         filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
         given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
+    """,
+    # The checksums' unit is smaller. A length of 0 is a whole dirty block, which stays.
+    3: """
+    DELETE FROM cached WHERE length > 0;
     """,
 }
 
