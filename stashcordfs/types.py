@@ -10,6 +10,7 @@ ChunkId = NewType("ChunkId", bytes)  # 32 bytes: keyed hash of a block's plainte
 ObjectId = NewType("ObjectId", bytes)  # 16 bytes: a pack, segment or checkpoint
 
 ROOT_INO = Ino(1)
+DAMAGED_CHUNK = 0  # in a chunk list: this content is lost, reading it fails; chunks count from 16
 PAGE_BYTES = 4096  # grain of dirtiness inside a block
 
 

@@ -52,6 +52,25 @@ def _packed(key: FileKey) -> int:
     return key[0] << 64 | key[1]
 
 
+def read_owners(root: Path) -> Iterator[tuple[int, FileKey]]:
+    """The number of each local file that is somebody's, with its owner. Changes nothing."""
+    if not (root / "owners").exists():
+        return
+    table = MappedTable(root / "owners", magic=_MAGIC, parameter=0, stride=_OWNER.size)
+    try:
+        for number in range(len(table)):
+            ino, generation = _OWNER.unpack_from(table.map, table.at(number))
+            if ino:
+                yield number, (Ino(ino), generation)
+    finally:
+        table.close()
+
+
+def folder_name(number: int) -> str:
+    """Where below the root a local file lies, under its number in hex."""
+    return f"n{number >> _FOLDER_BITS:04x}"
+
+
 class LocalFiles:
     """Reads, writes, punches and removes local files. Every OSError becomes LocalDiskError."""
 
@@ -130,7 +149,7 @@ class LocalFiles:
         return self._path(self._numbers[_packed(key)])
 
     def _folder(self, number: int) -> str:
-        return f"{self._root}/n{number >> _FOLDER_BITS:04x}"
+        return f"{self._root}/{folder_name(number)}"
 
     def _path(self, number: int) -> str:
         # A string: pathlib costs as much as the system call that follows.

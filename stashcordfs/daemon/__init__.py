@@ -1,12 +1,14 @@
 """The composition root: the only place that builds the parts and ties them together.
 
 `provision` makes volumes and changes their keys; `mounted` runs one mount, from the lock to the
-last byte drained. The commands call these functions and have no logic of their own.
+last byte drained; `checking` looks whether all is well. The commands call these functions and have
+no logic of their own.
 """
 
 from __future__ import annotations
 
+from stashcordfs.daemon.checking import fsck_volume, verify_volume
 from stashcordfs.daemon.mounted import run_mount
 from stashcordfs.daemon.provision import MkfsResult, change_keys, mkfs
 
-__all__ = ["MkfsResult", "change_keys", "mkfs", "run_mount"]
+__all__ = ["MkfsResult", "change_keys", "fsck_volume", "mkfs", "run_mount", "verify_volume"]

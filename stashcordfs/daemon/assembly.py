@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.cache import LocalFiles, Marks
-from stashcordfs.errors import StashcordError
+from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal import Journal
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.durability import Durability, Levels
@@ -116,9 +116,13 @@ async def assembled(
             limits=options.limits,
             clock=clock,
         )
+        lost = await power_lost(journal)
+        if not lost and any(mark.version > journal.versions_given() for mark in marks):
+            text = "the journal is older than the data beside it: run stashcordfs fsck --repair"
+            raise JournalError(text)  # else unsent data that it does not know would be removed
         for left in await journal.nameless():
             await journal.purge(left)
-        await blocks.load(power_lost=await power_lost(journal))
+        await blocks.load(power_lost=lost)
         await journal.wal_sync()
         network = Network(probe=store.ping, clock=clock)
         levels = Levels(journal, options.durability)

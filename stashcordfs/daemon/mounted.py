@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,9 +23,11 @@ import trio
 from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Options, assembled
 from stashcordfs.daemon.control import Control
+from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
 from stashcordfs.daemon.provision import open_keys, store_on
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
+from stashcordfs.daemon.verifying import verifier_of
 from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
@@ -40,9 +41,10 @@ from stashcordfs.volumes import VolumeDir
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from stashcordfs.config import Settings
-    from stashcordfs.journal import Journal
+    from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.filesystem import FileSystem
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST_RESTART_S = 60.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -90,6 +91,7 @@ class Parts:
     sleep: SleepWatch
     report: Report
     nursery: trio.Nursery
+    verifier: Verifier
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
@@ -120,6 +122,7 @@ class Parts:
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
+            "damaged_blocks": self.verifier.damaged_blocks,
             "last_error": self.report.last_error,
         }
 
@@ -169,6 +172,21 @@ def upload_settings(settings: Settings) -> UploadSettings:
     )
 
 
+def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> Options:
+    """How the parts are built."""
+    return Options(
+        block_bytes=block_bytes,
+        limits=cache_limits(settings),
+        upload=upload_settings(settings),
+        read_ahead_bytes=settings.read_ahead_bytes,
+        deadline_s=settings.network_deadline_s,
+        max_file_bytes=settings.max_file_bytes,
+        settle_delay_s=settings.settle_delay_s,
+        durability=settings.durability,
+        noatime=noatime,
+    )
+
+
 def run_mount(
     settings: Settings,
     name: str,
@@ -214,28 +232,18 @@ async def _main(
     report = Report()
     stats = ClientStats()
     token = Token(settings, again=partial(load_settings, volume=volume.name))
-    chosen = Options(
-        block_bytes=record.block_size,
-        limits=cache_limits(settings),
-        upload=upload_settings(settings),
-        read_ahead_bytes=settings.read_ahead_bytes,
-        deadline_s=settings.network_deadline_s,
-        max_file_bytes=settings.max_file_bytes,
-        settle_delay_s=settings.settle_delay_s,
-        durability=settings.durability,
-        noatime=bool(options.get("noatime")),
-    )
+    chosen = assembly_options(settings, record.block_size, noatime=bool(options.get("noatime")))
     async with (
         DiscordClient(api_url=record.api_url, token=token, stats=stats, clock=boottime) as client,
         assembled(
             volume.path,
             chosen,
-            store=store_on(client, record),
+            store=(store := store_on(client, record)),
             keys=keys,
             clock=boottime,
             now_ns=time.time_ns,
-            power_lost=partial(_power_was_lost, volume.path),
-            ended=partial(_ended_cleanly, volume.path),
+            power_lost=partial(power_was_lost, volume.path),
+            ended=partial(ended_cleanly, volume.path),
             report=report,
         ) as assembly,
     ):
@@ -262,6 +270,7 @@ async def _main(
             SleepWatch([client.resumed, partial(_hurry, assembly.uploader)]),
             report,
             assembly.nursery,
+            verifier_of(assembly, volume, store, keys, report),
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
     log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
@@ -334,31 +343,3 @@ async def _supervise(parts: Parts, task: Callable[[], Awaitable[None]]) -> None:
             delay_s = 1.0
         await trio.sleep(delay_s)
         delay_s = min(delay_s * 2, _LONGEST_RESTART_S)
-
-
-def _ground(folder: Path) -> str:
-    """What local data that was not synced stands on: this boot, and this mount of the disk."""
-    descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    try:
-        told = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii")
-    finally:
-        os.close(descriptor)
-    mount = next(line.split()[1] for line in told.splitlines() if line.startswith("mnt_id:"))
-    return f"{_BOOT_ID.read_text(encoding='ascii').strip()} {mount}"
-
-
-async def _power_was_lost(folder: Path, journal: Journal) -> bool:
-    """Whether the last run stood on another ground than this one, and did not end cleanly."""
-    ground = _ground(folder)
-    last = await journal.get_local("ground")
-    clean = await journal.get_local("clean_ground")
-    await journal.set_local("ground", ground)
-    await journal.set_local("clean_ground", "")
-    return last is not None and last not in (ground, clean)
-
-
-async def _ended_cleanly(folder: Path, journal: Journal) -> None:
-    """Note that all is synced and nothing changes any more."""
-    await journal.set_local("clean_ground", _ground(folder))
-    await journal.wal_sync()
-    await journal.checkpoint()

@@ -21,6 +21,11 @@ class ChunkEntry:
     location: Location
     valid_length: int
 
+    @property
+    def damaged(self) -> bool:
+        """Its content is known to be lost: reading it is an error, never zeros."""
+        return self.location.message <= 0
+
 
 @dataclass(frozen=True, slots=True)
 class Intent:

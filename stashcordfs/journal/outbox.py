@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
 from stashcordfs.journal.engine import ChunkEntry, Intent
+from stashcordfs.journal.holdings import Holdings
 from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _ENTRY = """
 SELECT c.chunk_id, p.object_id, p.epoch, c.number, c.offset, c.length, c.plain_length, c.codec,
        p.channel, p.message, p.attachment, p.filename, p.size, l.valid_length
-FROM chunk_list l JOIN chunks c ON c.id = l.chunk JOIN packs p ON p.id = c.pack
+FROM chunk_list l LEFT JOIN chunks c ON c.id = l.chunk LEFT JOIN packs p ON p.id = c.pack
 WHERE l.ino = ? AND l.idx = ?
 """
 
@@ -30,14 +31,17 @@ _VALID = "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?"
 _REFER = """
 INSERT OR REPLACE INTO chunk_list
 SELECT ?1, ?2, c.id, ?4 FROM chunks c JOIN packs p ON p.id = c.pack
-WHERE c.chunk_id = ?3 AND p.message != 0 AND EXISTS (SELECT 1 FROM inodes WHERE ino = ?1)
+WHERE c.chunk_id = ?3 AND p.message > 0 AND EXISTS (SELECT 1 FROM inodes WHERE ino = ?1)
 LIMIT 1
 """
+
+_NO_CHUNK = ChunkRef(ChunkId(b""), ObjectId(b""), 0, 0, 0, 0, 0, 0)
+_NOWHERE = Location(0, 0, 0, "", 0)
 
 Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
 
 
-class Outbox:
+class Outbox(Holdings):
     """What uploading, reading and the block cache keep in the journal."""
 
     def __init__(
@@ -51,12 +55,17 @@ class Outbox:
     # ------------------------------------------------------------------ chunk lists
 
     async def chunk_at(self, ino: Ino, index: int) -> ChunkEntry | None:
-        """The chunk list's entry of a block; None is a hole."""
+        """The chunk list's entry of a block; None is a hole.
+
+        An entry whose content is lost is `damaged`: it must not be taken for a hole.
+        """
         row = self._db.one(_ENTRY, (ino, index))
         if row is None:
             return None
         chunk_id, pack, epoch, number, offset, length, plain, codec, *where, valid = row
         channel, message, attachment, filename, size = where
+        if pack is None:
+            return ChunkEntry(_NO_CHUNK, _NOWHERE, valid)
         return ChunkEntry(
             ChunkRef(
                 ChunkId(bytes(chunk_id)), ObjectId(bytes(pack)), epoch, number,
@@ -77,7 +86,7 @@ class Outbox:
         """A chunk that Discord is known to have, by its keyed hash."""
         row = self._db.one(
             "SELECT c.id FROM chunks c JOIN packs p ON p.id = c.pack"
-            " WHERE c.chunk_id = ? AND p.message != 0",
+            " WHERE c.chunk_id = ? AND p.message > 0",
             (chunk_id,),
         )
         return None if row is None else int(row[0])
@@ -300,6 +309,11 @@ class Outbox:
         self._engine.versions.reserve(count)
         self._db.commit()
         return self._engine.versions.take(count)
+
+    def versions_given(self) -> int:
+        """No version above this one has ever been given."""
+        row = self._db.one("SELECT value FROM local WHERE key = 'next_version'")
+        return int(row[0]) if row else 1
 
     async def get_local(self, key: str) -> str | None:
         """A fact of this machine."""

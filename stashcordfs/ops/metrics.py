@@ -84,6 +84,9 @@ class Metrics:
         self.cache_bytes = self._gauge("cache_bytes", "Bytes held by the block cache")
         self.dirty_bytes = self._gauge("dirty_bytes", "Bytes that are not on Discord yet")
         self.pending_packs = self._gauge("pending_packs", "Packs in the outbox")
+        self.damaged_blocks = self._gauge(
+            "damaged_blocks", "Blocks whose content the last verify found lost"
+        )
         self.unsettled_uploads = self._gauge(
             "unsettled_uploads", "Uploads that Discord may or may not have carried out"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stashcordfs.errors import ObjectCorrupt
 from stashcordfs.types import Location
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 RECORD_PREFIX = "stashcordfs-volume-"
 MAX_RECORD_BYTES = 64 << 10
+
+
+class Page(NamedTuple):
+    """Attachments of some messages, oldest first. `last`: the last id looked at, None: no more."""
+
+    attachments: list[Location]
+    last: int | None
 
 
 class ObjectStore(Protocol):
@@ -45,6 +52,12 @@ class ObjectStore(Protocol):
 
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
         """Those of the named attachments that stand in own messages after this id."""
+
+    async def page(self, channel: int, after: int) -> Page:
+        """What own messages after this id carry, at most 100 of them."""
+
+    async def attachments(self, channel: int, message: int) -> list[Location] | None:
+        """What one message carries now; None when there is no such message."""
 
     async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
         """The same, each occurrence of a name: one message may have been made twice."""

@@ -16,6 +16,7 @@ from stashcordfs.discord.cdn import fetch_range
 from stashcordfs.discord.client import DiscordClient, UploadFile
 from stashcordfs.discord.links import LinkLeases
 from stashcordfs.discord.models import snowflake_time
+from stashcordfs.discord.policy import UNKNOWN_MESSAGE
 from stashcordfs.errors import (
     AccessDenied,
     DiscordError,
@@ -27,7 +28,7 @@ from stashcordfs.errors import (
     StoreError,
     TooLarge,
 )
-from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, match_attachments
+from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, Page, match_attachments
 from stashcordfs.store.limits import LearnedLimits
 from stashcordfs.store.packer import least_limits
 from stashcordfs.types import Limits, Location
@@ -185,6 +186,30 @@ class DiscordStore:
             for attachment in message.attachments
             if attachment.filename in names
         ]
+
+    async def page(self, channel: int, after: int) -> Page:
+        """What messages after this id carry. One request; the links are kept for reading."""
+        found = await self._client.list_messages(channel, after=after, limit=_PAGE, background=True)
+        found.sort(key=lambda message: message.id)
+        for message in found:
+            self._leases.learn(message)
+        carried = [_location(message, a) for message in found for a in message.attachments]
+        return Page(carried, found[-1].id if len(found) == _PAGE else None)
+
+    async def attachments(self, channel: int, message: int) -> list[Location] | None:
+        """What one message carries now; None when there is no such message. One request."""
+        try:
+            found = await self._client.get_message(channel, message, background=True)
+        except NotFound as error:
+            if error.code == UNKNOWN_MESSAGE:
+                return None
+            raise  # the channel itself, for instance
+        if not found.attachments and found.author_id != await self._client.own_id():
+            raise StoreError(
+                "another bot's attachments are not shown to this one: switch on its "
+                "Message Content Intent, or use the bot that sent them"
+            )
+        return [_location(found, a) for a in found.attachments]
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Post the volume's record to the journal channel."""

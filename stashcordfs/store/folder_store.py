@@ -18,7 +18,7 @@ from stashcordfs.errors import (
     StashcordError,
     TooLarge,
 )
-from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX
+from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, Page
 from stashcordfs.store.limits import LearnedLimits
 from stashcordfs.types import Location
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _NONCE = ".nonce"
 _CHANNEL = 1
+_PAGE = 100
 
 
 class FolderStore:
@@ -99,6 +100,24 @@ class FolderStore:
             ]
 
         return await self._run(scan)
+
+    async def page(self, channel: int, after: int) -> Page:  # noqa: ARG002  there is one
+        """What messages after this id carry."""
+
+        def scan() -> Page:
+            ids = [number for number in self._ids() if number > after][:_PAGE]
+            found = [location for number in ids for location in self._locations(number)]
+            return Page(found, ids[-1] if len(ids) == _PAGE else None)
+
+        return await self._run(scan)
+
+    async def attachments(self, channel: int, message: int) -> list[Location] | None:  # noqa: ARG002
+        """What one message carries now; None when there is no such message."""
+
+        def look() -> list[Location] | None:
+            return self._locations(message) if message in self._ids() else None
+
+        return await self._run(look)
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Write the volume's record."""

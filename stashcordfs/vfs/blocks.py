@@ -25,7 +25,7 @@ from stashcordfs.cache import agrees, sums_of, units_around
 from stashcordfs.errors import LocalDiskError
 from stashcordfs.types import PAGE_BYTES, Attributes, Ino
 from stashcordfs.vfs.live import Dirty, Live
-from stashcordfs.vfs.table import BlockTable, Reap, clean_key, page_mask
+from stashcordfs.vfs.table import BlockTable, Reap, clean_key, covers, page_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,6 +132,8 @@ class Blocks(BlockTable):
             raise
         dirty.version = version
         dirty.pages = pages
+        # Nothing of the base is left: it need not be fetched, and may even be lost.
+        dirty.whole = dirty.whole or covers(pages, dirty.base_valid)
         dirty.changed_s = self._clock()
         self._charge(dirty)
         self.unsynced.add(live)
@@ -233,6 +235,33 @@ class Blocks(BlockTable):
                 await self.journal.size_synced(live.ino, live.size, whole=not live.size_changed)
             self.leave(live)
         self.room.progressed()
+
+    async def renew(self, ino: Ino, index: int) -> bool:
+        """Let a block whose chunk is lost be sent anew. False: no sound copy of it is here."""
+        live = await self.enter(ino, required=False)
+        if live is None:
+            return False
+        try:
+            if index not in live.dirty and not await self._renew_clean(live, index):
+                return False
+            return live.dirty[index].whole
+        finally:
+            self.leave(live)
+
+    async def _renew_clean(self, live: Live, index: int) -> bool:
+        key = clean_key(live.ino, index)
+        row = await self.journal.cached_sums(key)
+        if key not in self._clean or row is None or not row[0]:
+            return False
+        if await self._read_clean(live, index, 0, row[0]) is None:
+            await self._forget_clean([key])
+            return False
+        dirty = await self._make_dirty(live, index)
+        dirty.pages = page_mask(0, (row[0] - 1) // PAGE_BYTES)  # so that an fsync covers all of it
+        self._marks.update(dirty.slot, dirty.version, dirty.pages)
+        self._charge(dirty)
+        self.unsynced.add(live)
+        return True
 
     # ------------------------------------------------------------------ destroying
 

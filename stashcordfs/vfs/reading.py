@@ -17,7 +17,14 @@ import trio
 from cachetools import LRUCache
 
 from stashcordfs.cache import sums_of
-from stashcordfs.errors import CryptoError, DiscordError, FsError, StashcordError, StoreError
+from stashcordfs.errors import (
+    CryptoError,
+    DiscordError,
+    FsError,
+    ObjectMissing,
+    StashcordError,
+    StoreError,
+)
 from stashcordfs.store.pack import open_chunk
 from stashcordfs.vfs.echoes import Echoes
 from stashcordfs.vfs.neighbours import Neighbours
@@ -205,6 +212,8 @@ class Reader:
             wanted = []
             for index in indices:
                 entry = await self._journal.chunk_at(live.ino, index)
+                if entry is not None and entry.damaged:
+                    raise ObjectMissing("its content is lost: see stashcordfs fsck and verify")
                 if entry is not None:
                     wanted.append((index, entry))
             for run in _runs(wanted):

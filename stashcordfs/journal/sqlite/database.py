@@ -32,7 +32,7 @@ GROUP_OPERATIONS = 512
 _CHECKPOINT_PAGES = 1000  # a WAL under 4 MiB is left alone
 
 
-def _prepare_apsw() -> None:
+def prepare_apsw() -> None:
     if apsw.bestpractice.connection_dqs not in apsw.connection_hooks:
         apsw.bestpractice.apply(
             (
@@ -83,7 +83,7 @@ class Database:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         """Open or create, and migrate. Raises JournalError."""
-        _prepare_apsw()
+        prepare_apsw()
         self.path = path
         if create == path.exists():
             what = "is there already" if create else "is missing: recover it from Discord"

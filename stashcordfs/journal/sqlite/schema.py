@@ -47,8 +47,9 @@ CREATE TABLE xattrs (
     ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
     PRIMARY KEY (ino, name)) WITHOUT ROWID;
 
--- A file's chunk list. No row is a hole. Beyond valid_length the block is zero, whatever the chunk
--- holds: a truncation cuts here and sends nothing.
+-- A file's chunk list. No row is a hole. A chunk that is not there (`fsck` writes 0) is lost, and
+-- reading the block an error. Beyond valid_length the block is zero, whatever the chunk holds: a
+-- truncation cuts here and sends nothing.
 CREATE TABLE chunk_list (
     ino INTEGER NOT NULL, idx INTEGER NOT NULL, chunk INTEGER NOT NULL,
     valid_length INTEGER NOT NULL,
@@ -64,7 +65,8 @@ CREATE TABLE chunks (
 CREATE UNIQUE INDEX chunks_id ON chunks (chunk_id, pack);
 CREATE INDEX chunks_pack ON chunks (pack);
 
--- One row a pack (one attachment). message 0: intended only, not confirmed by Discord.
+-- One row a pack (one attachment). message 0: intended only, not confirmed by Discord; below 0: it
+-- was there, as message -message, and `verify` has found it missing. Nothing refers to it anew.
 CREATE TABLE packs (
     id INTEGER NOT NULL PRIMARY KEY, object_id BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL,
     size INTEGER NOT NULL, channel INTEGER NOT NULL, message INTEGER NOT NULL,
