@@ -16,7 +16,7 @@ from stashcordfs.cache import LocalFiles, Marks
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal import Journal
 from stashcordfs.vfs.blocks import Blocks
-from stashcordfs.vfs.durability import Durability
+from stashcordfs.vfs.durability import Durability, Levels
 from stashcordfs.vfs.filesystem import FileSystem
 from stashcordfs.vfs.network import Network
 from stashcordfs.vfs.reading import Reader
@@ -46,6 +46,7 @@ class Options:
     deadline_s: float
     max_file_bytes: int
     settle_delay_s: float = 20.0
+    durability: str = "local"
     noatime: bool = False
 
 
@@ -59,6 +60,7 @@ class Assembly:
     uploader: Uploader
     settler: Settler
     durability: Durability
+    levels: Levels
     filesystem: FileSystem
     nursery: trio.Nursery
 
@@ -122,8 +124,9 @@ async def assembled(
             await journal.purge(left)
         await blocks.load(power_lost=lost)
         await journal.wal_sync()
-        durability = Durability(blocks=blocks, journal=journal)
         network = Network(probe=store.ping, clock=clock)
+        levels = Levels(journal, options.durability)
+        await levels.load()
         async with trio.open_nursery() as nursery:
             spawn = _spawn_in(nursery, report)
             reader = Reader(
@@ -157,19 +160,23 @@ async def assembled(
                 clock=clock,
                 report=report,
             )
+            durability = Durability(
+                blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
+            )
             filesystem = FileSystem(
                 journal=journal,
                 blocks=blocks,
                 reader=reader,
                 uploader=uploader,
                 durability=durability,
+                levels=levels,
                 spawn=spawn,
                 now_ns=now_ns,
                 max_file_bytes=options.max_file_bytes,
                 noatime=options.noatime,
             )
             yield Assembly(
-                journal, blocks, reader, uploader, settler, durability, filesystem, nursery
+                journal, blocks, reader, uploader, settler, durability, levels, filesystem, nursery
             )
             nursery.cancel_scope.cancel()
         await durability.sync()

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from stashcordfs.config import Settings
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.settling import Settler
     from stashcordfs.vfs.uploading import Uploader
@@ -82,6 +82,7 @@ class Parts:
     uploader: Uploader
     settler: Settler
     durability: Durability
+    levels: Levels
     filesystem: FileSystem
     stats: ClientStats
     client: DiscordClient
@@ -135,6 +136,8 @@ class Parts:
         set_level(new.log_level)
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
+        self.levels.default = new.durability
+        self.durability.deadline_s = new.network_deadline_s
         if new.token is not None:
             value = new.token.reveal()
             redact(value)
@@ -179,6 +182,7 @@ def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> 
         deadline_s=settings.network_deadline_s,
         max_file_bytes=settings.max_file_bytes,
         settle_delay_s=settings.settle_delay_s,
+        durability=settings.durability,
         noatime=noatime,
     )
 
@@ -251,6 +255,7 @@ async def _main(
             assembly.uploader,
             assembly.settler,
             assembly.durability,
+            assembly.levels,
             assembly.filesystem,
             stats,
             client,
@@ -303,6 +308,7 @@ async def _serve(
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,
+            operations.interrupts.run,
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

@@ -385,6 +385,11 @@ class Journal(Outbox):
         """Names."""
         return [bytes(r[0]) for r in self._db.all("SELECT name FROM xattrs WHERE ino=?", (ino,))]
 
+    async def inodes_with_xattr(self, name: bytes) -> list[tuple[Ino, bytes]]:
+        """Every inode that has this attribute, with its value. Looks at all attributes."""
+        rows = self._db.all("SELECT ino, value FROM xattrs WHERE name = ?", (name,))
+        return [(Ino(ino), bytes(value)) for ino, value in rows]
+
     async def remove_xattr(self, ino: Ino, name: bytes, *, now_ns: int) -> None:
         """Remove one; ENODATA when there is none."""
         await self.get_xattr(ino, name)

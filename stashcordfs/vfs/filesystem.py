@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.errors import FsError
 from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
+from stashcordfs.vfs.durability import LEVEL_XATTR
 from stashcordfs.vfs.live import Handle, Live
 from stashcordfs.vfs.table import clean_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.live import Spawn
     from stashcordfs.vfs.reading import Reader
     from stashcordfs.vfs.uploading import Uploader
@@ -58,6 +60,7 @@ class FileSystem:
         reader: Reader,
         uploader: Uploader,
         durability: Durability,
+        levels: Levels,
         spawn: Spawn,
         now_ns: Callable[[], int],
         max_file_bytes: int,
@@ -69,6 +72,7 @@ class FileSystem:
         self._reader = reader
         self._uploader = uploader
         self._durability = durability
+        self._levels = levels
         self._spawn = spawn
         self._now_ns = now_ns
         self._max_file_bytes = max_file_bytes
@@ -174,6 +178,7 @@ class FileSystem:
         folder = stat.S_ISDIR(attributes.mode)
         if attributes.nlink and not folder:
             return
+        self._levels.note(attributes.ino, None)
         live = self._blocks.live.get(attributes.ino)
         if live is not None and live.handles:
             live.nameless = True
@@ -296,6 +301,10 @@ class FileSystem:
         if found.atime_ns <= newest:
             await self._journal.set_attributes(ino, atime_ns=now)
 
+    def watch_reads(self, watched: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Let reads wait for the network inside `watched(fh)`, and only then: it costs time."""
+        self._reader.watched = watched
+
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write all of `data`. Times are the kernel's to send, as its cache writes back."""
         if offset + len(data) > self._max_file_bytes:
@@ -310,8 +319,15 @@ class FileSystem:
         """close(2) was called on one descriptor of the handle. Nothing waits for it."""
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Return when the file's bytes and its name are on this machine's disk."""
-        await self._durability.sync([self._handles[fh].live])
+        """Return when the file's bytes and its name are on this machine's disk.
+
+        Where durability is remote, its bytes are on Discord too; DiscordUnavailable if they don't
+        get there.
+        """
+        live = self._handles[fh].live
+        await self._durability.sync([live])
+        if await self._levels.is_remote(live.ino):
+            await self._durability.remote({live})
 
     async def release(self, fh: int) -> None:
         """The last descriptor of the handle is closed."""
@@ -355,8 +371,17 @@ class FileSystem:
         self._folders.pop(fh, None)
 
     async def fsyncdir(self, fh: int) -> None:
-        """Return when every name is on this machine's disk."""
+        """Return when every name is on this machine's disk.
+
+        Where durability is remote, what is below is on Discord too, as `sync_remote` has it, but
+        for what asks for local durability.
+        """
         await self._durability.sync([])
+        folder = self._folders[fh]
+        if await self._levels.is_remote(folder):
+            await self._durability.remote(
+                {v for v in await self._dirty_below(folder) if await self._levels.is_remote(v.ino)}
+            )
 
     # ------------------------------------------------------------------ the rest
 
@@ -368,11 +393,15 @@ class FileSystem:
         return await self._journal.get_xattr(ino, name)
 
     async def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
-        """Set an extended attribute."""
+        """Set an extended attribute. The one of durability is checked, and holds at once."""
+        if name == LEVEL_XATTR:
+            await self._levels.check(ino, value)
         live = self._blocks.live.get(ino)
         if live is not None:
             live.bare = False
         await self._journal.set_xattr(ino, name, value, now_ns=self._now_ns())
+        if name == LEVEL_XATTR:
+            self._levels.note(ino, value)
 
     async def listxattr(self, ino: Ino) -> Sequence[bytes]:
         """Names of the extended attributes."""
@@ -381,6 +410,8 @@ class FileSystem:
     async def removexattr(self, ino: Ino, name: bytes) -> None:
         """Remove an extended attribute; ENODATA if there is none."""
         await self._journal.remove_xattr(ino, name, now_ns=self._now_ns())
+        if name == LEVEL_XATTR:
+            self._levels.note(ino, None)
 
     async def statfs(self) -> StatFs:
         """Used is what files hold. Free has no bound of ours: Discord names none."""
@@ -426,10 +457,13 @@ class FileSystem:
 
     async def sync_remote(self, below: Ino = ROOT_INO) -> None:
         """Return when everything below is on Discord as it is now, or newer."""
-        inodes = {
-            live.ino
-            for live in list(self._blocks.live.values())
-            if live.dirty and await self.is_below(live.ino, below)
-        }
-        await self._uploader.flush(lambda live: live.ino in inodes)
+        lives = await self._dirty_below(below)
+        await self._uploader.flush(lambda live: live in lives)
         await self._durability.sync()
+
+    async def _dirty_below(self, folder: Ino) -> set[Live]:
+        return {
+            live
+            for live in list(self._blocks.live.values())
+            if live.dirty and await self.is_below(live.ino, folder)
+        }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,9 +27,11 @@ from stashcordfs.errors import (
 )
 from stashcordfs.store.pack import open_chunk
 from stashcordfs.vfs.echoes import Echoes
+from stashcordfs.vfs.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import ChunkEntry, Journal
@@ -83,7 +85,9 @@ class Reader:
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
         self._waiting = 0
+        self.watched: Callable[[int], AbstractContextManager[None]] = lambda _fh: nullcontext()
         self._echoes = Echoes()
+        self._neighbours = Neighbours()
         self._unkept: LRUCache[ChunkId, bytes] = LRUCache(_UNKEPT_BLOCKS)  # the disk had no room
         self.fetched_bytes = 0
         blocks.fill = self.fill
@@ -97,18 +101,23 @@ class Reader:
         self._look_ahead(handle, offset, end)
         pieces, missing = await self._gather(live, offset, end)
         if missing:
-            async with self._one_deadline(live, offset, end), self._waiting_for(live, missing):
-                for _ in range(_TRIES):
-                    await self._bring(live, missing)
-                    end = min(end, live.size)  # it may have been truncated meanwhile
-                    if offset >= end:
-                        return b""
-                    pieces, missing = await self._gather(live, offset, end)
-                    if not missing:
-                        break
-                else:
-                    raise FsError(errno.EIO, "the cache is too small to hold what is being read")
+            with self.watched(handle.fh):
+                async with self._one_deadline(live, offset, end), self._waiting_for(live, missing):
+                    pieces = await self._fetched(live, offset, end, missing)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _fetched(
+        self, live: Live, offset: int, end: int, missing: Sequence[int]
+    ) -> list[bytes]:
+        for _ in range(_TRIES):
+            await self._bring(live, missing)
+            end = min(end, live.size)  # it may have been truncated meanwhile
+            if offset >= end:
+                return []
+            pieces, missing = await self._gather(live, offset, end)
+            if not missing:
+                return pieces
+        raise FsError(errno.EIO, "the cache is too small to hold what is being read")
 
     async def _gather(self, live: Live, offset: int, end: int) -> tuple[list[bytes], list[int]]:
         """What is here of a range, in order, and the blocks that must be fetched first."""
@@ -219,10 +228,7 @@ class Reader:
         start = run[0][1].ref.offset
         last = run[-1][1].ref
         length = last.offset + last.length - start
-        sealed = memoryview(await self._store.fetch(run[0][1].location, start, length))
-        self._answered()
-        self._echoes.clear()
-        self.fetched_bytes += length
+        sealed = await self._sealed(run[0][1], start, length)
         for index, entry in run:
             ref = entry.ref
             piece = bytes(sealed[ref.offset - start : ref.offset - start + ref.length])
@@ -231,6 +237,21 @@ class Reader:
             else:
                 plain, sums = await trio.to_thread.run_sync(self._open, ref, piece)
             await self._keep(live, index, entry, plain, sums)
+
+    async def _sealed(self, entry: ChunkEntry, start: int, length: int) -> memoryview:
+        """A range of a pack, which may be here since a neighbour of it was fetched."""
+        pack = entry.ref.pack
+        sealed = self._neighbours.take(pack, start, length)
+        if sealed is None:
+            planned = self._neighbours.plan(pack, start, length, size=entry.location.size_bytes)
+            data = await self._store.fetch(entry.location, start, planned)
+            self._answered()
+            self._echoes.clear()
+            self.fetched_bytes += planned
+            if planned > length:
+                self._neighbours.keep(pack, start, data)
+            sealed = memoryview(data)[:length]
+        return sealed
 
     def _open(self, ref: ChunkRef, sealed: bytes) -> tuple[bytes, bytes]:
         plain = open_chunk(self._keys, ref, sealed)

@@ -125,7 +125,6 @@ class Uploader:
         self._report = report
         self._wake = trio.Event()
         self._resting = False  # until something becomes dirty, or a message has ended
-        self._flushes = 0  # how many wait for everything: no age counts then
         self._sending = trio.Semaphore(settings.concurrency)
         self._changed = trio.Event()
         self._backoff_s = 0.0
@@ -143,23 +142,37 @@ class Uploader:
         self._network.wake()
         self._end_pause()
 
-    async def flush(self, only: Callable[[Live], bool] | None = None) -> None:
+    async def flush(
+        self, only: Callable[[Live], bool] | None = None, *, patience_s: float = math.inf
+    ) -> None:
         """Return when every block that is dirty now is on Discord, in this version or a newer one.
 
-        With `only`, the blocks of matching inodes are waited for (others may go along).
+        With `only`, the blocks of matching inodes are waited for, and sent first. `patience_s`:
+        how long to wait without anything being acknowledged, then DiscordUnavailable. Who has a
+        limit to it may be one of many: it brings the next try nearer, but never forgets the delay
+        after failures.
         """
-        waiting = {
-            (live.ino, index): live.dirty[index].version
-            for live, index in self._blocks.queue.values()
-            if only is None or only(live)
-        }
-        self._flushes += 1
-        try:
+        waiting = {}
+        for live, index in self._blocks.queue.values():
+            if only is None or only(live):
+                dirty = live.dirty[index]
+                waiting[live.ino, index] = dirty.asked = dirty.version
+        if patience_s == math.inf:
             self.wake()
-            while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
+        else:
+            soon_s = self._clock() + patience_s / 2
+            self.state.paused_until_s = min(self.state.paused_until_s, soon_s)
+            self._wake.set()
+        moved_s, sent_bytes = self._clock(), self.state.uploaded_bytes
+        failures = self.state.failures
+        while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
+            with trio.move_on_after(max(0.0, moved_s + patience_s - self._clock())) as scope:
                 await self._changed.wait()
-        finally:
-            self._flushes -= 1
+            if sent_bytes != self.state.uploaded_bytes:
+                moved_s, sent_bytes = self._clock(), self.state.uploaded_bytes
+            elif scope.cancelled_caught:
+                why = self.state.last_error if failures != self.state.failures else "no answer"
+                raise DiscordUnavailable(f"nothing acknowledged for {patience_s:g} s: {why}")
 
     def _still_waits(self, key: tuple[Ino, int], version: int) -> bool:
         live = self._blocks.live.get(key[0])
@@ -266,9 +279,11 @@ class Uploader:
 
     @property
     def _forced(self) -> bool:
-        return bool(self._flushes) or self._blocks.room.pressure.is_set()
+        return self._blocks.room.pressure.is_set()
 
     def _due_at(self, dirty: Dirty) -> float:
+        if dirty.is_asked:
+            return -math.inf
         quiet = dirty.changed_s + self.settings.delay_s
         return min(quiet, dirty.since_s + self.settings.delay_max_s)
 
@@ -280,6 +295,7 @@ class Uploader:
             for live, index in self._blocks.queue.values()
             if not live.dirty[index].sealing
         ]
+        idle.sort(key=lambda item: not item[0].dirty[item[1]].is_asked)  # somebody waits for it
         want = self._store.limits.max_request_bytes * 5 // 4
         everything = self._forced or sum(v.dirty[i].charge for v, i in idle) >= want * 4 // 5
         picked: list[tuple[Live, int]] = []
@@ -348,6 +364,7 @@ class Uploader:
         except (FsError, LocalDiskError) as error:
             self._failed(f"inode {live.ino} block {index} cannot be sent: {error}", pause=False)
             dirty.since_s = dirty.changed_s = self._clock()  # not now; the others go on
+            dirty.asked = 0
             return None
         return Uploaded(live, index, dirty, version, len(data), sums), chunk_id, data
 

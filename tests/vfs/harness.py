@@ -120,6 +120,7 @@ async def volume(
     upload: bool = True,
     settings: UploadSettings | None = None,
     other_store: ObjectStore | None = None,
+    durability: str = "local",
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one."""
     path = folder / "journal.sqlite"
@@ -141,6 +142,7 @@ async def volume(
             read_ahead_bytes=4 * BLOCK,
             deadline_s=deadline_s,
             max_file_bytes=1 << 41,
+            durability=durability,
         ),
         store=other_store or store,
         keys=KEYS,

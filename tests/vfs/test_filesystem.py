@@ -20,12 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import BLOCK, volume
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    """A virtual clock that leaves worker threads a moment before it jumps."""
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 async def test_what_was_written_is_read_before_any_upload(clock: object, tmp_path: Path) -> None:
     data = os.urandom(3 * BLOCK + 17)
     async with volume(tmp_path, upload=False) as v:

@@ -22,11 +22,6 @@ from harness import BLOCK, volume
 UNIT = 4096  # of the checksums
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 def flip(v, ino, offset: int) -> None:
     """Change one byte of the local file behind the program's back."""
     path = Path(v.blocks.files.path((ino, 0)))
@@ -251,8 +246,8 @@ async def test_writers_are_slowed_down_smoothly(clock) -> None:
 
 
 async def test_an_fsync_waits_for_the_sync_that_has_its_file_in_hand(
-    clock, tmp_path, monkeypatch
-) -> None:
+    tmp_path, monkeypatch
+) -> None:  # on the real clock: a thread must be under way
     async with volume(tmp_path, upload=False) as v:
         fh, _ = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
         await v.fs.write(fh, 0, b"data")
@@ -267,18 +262,18 @@ async def test_an_fsync_waits_for_the_sync_that_has_its_file_in_hand(
         monkeypatch.setattr(v.blocks.files, "sync", slow)
         v.nursery.start_soon(v.durability.sync)  # the timer's
         await trio.testing.wait_all_tasks_blocked()
-        returned = []
+        returned, done = [], trio.Event()
 
         async def fsync() -> None:
             await v.fs.fsync(fh, False)
             returned.append(list(synced))
+            done.set()
 
         v.nursery.start_soon(fsync)
         await trio.testing.wait_all_tasks_blocked()
         assert not returned
         may.set()
-        await trio.sleep(1)
-        assert returned
+        await done.wait()
         assert returned[0]
 
 

@@ -22,15 +22,9 @@ from stashcordfs.errors import (
 from stashcordfs.vfs.network import Network
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, inline, volume
+from harness import BLOCK, volume
 
 OFFLINE = DiscordUnavailable("no network", offline=True)
-
-
-@pytest.fixture
-def clock(monkeypatch) -> trio.testing.MockClock:
-    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
-    return trio.testing.MockClock(autojump_threshold=0)
 
 
 class Probe:

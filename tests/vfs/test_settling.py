@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -19,13 +20,7 @@ from stashcordfs.vfs import settling
 from stashcordfs.vfs.uploading import UploadSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, inline, volume
-
-
-@pytest.fixture
-def clock(monkeypatch) -> trio.testing.MockClock:
-    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
-    return trio.testing.MockClock(autojump_threshold=0)
+from harness import BLOCK, volume
 
 
 def messages(store) -> list[str]:
@@ -321,8 +316,12 @@ async def test_an_upload_goes_on_while_another_is_settled(clock, tmp_path) -> No
 async def test_status_and_metrics_tell_what_is_unsettled_and_since_when(clock, tmp_path) -> None:
     async with volume(tmp_path) as v:
         parts = Parts(
-            "v", tmp_path, None, v.blocks, v.uploader, v.settler, v.durability, v.fs,
-            ClientStats(), None, Report(), v.nursery,
+            name="v", mountpoint=tmp_path, settings=None, blocks=v.blocks, uploader=v.uploader,
+            settler=v.settler, durability=v.durability, levels=None, filesystem=v.fs,
+            stats=ClientStats(), client=SimpleNamespace(gate=SimpleNamespace(rejected=False)),
+            token=None, token_watch=SimpleNamespace(status=dict),
+            sleep=SimpleNamespace(suspends=0), report=Report(), nursery=v.nursery,
+            verifier=SimpleNamespace(damaged_blocks=0),
         )  # fmt: skip
         assert parts.status()["unsettled"] == 0
         assert parts.status()["unsettled_since"] == ""
