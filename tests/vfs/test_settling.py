@@ -320,7 +320,8 @@ async def test_status_and_metrics_tell_what_is_unsettled_and_since_when(clock, t
             settler=v.settler, durability=v.durability, levels=None, filesystem=v.fs,
             stats=ClientStats(), client=SimpleNamespace(gate=SimpleNamespace(rejected=False)),
             token=None, token_watch=SimpleNamespace(status=dict),
-            sleep=SimpleNamespace(suspends=0), verifier=None, report=Report(), nursery=v.nursery,
+            sleep=SimpleNamespace(suspends=0), report=Report(), nursery=v.nursery,
+            verifier=SimpleNamespace(damaged_blocks=0),
         )  # fmt: skip
         assert parts.status()["unsettled"] == 0
         assert parts.status()["unsettled_since"] == ""

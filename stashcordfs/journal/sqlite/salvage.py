@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from stashcordfs.errors import JournalError
-from stashcordfs.journal.sqlite import schema
+from stashcordfs.journal.sqlite import checksums, schema
 from stashcordfs.journal.sqlite.database import prepare_apsw
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FARTHEST = 1 << 62
+_LARGEST = 1 << 40  # a damaged header asks for no more; the padding is a hole
 _FROM_INDEX = {
     # WITHOUT ROWID: this index holds all columns of the table.
     "dirents": "SELECT parent, name, cookie, ino FROM dirents INDEXED BY dirents_order",
@@ -34,16 +35,21 @@ def salvage(damaged: Path, new: Path) -> dict[str, int]:
     """Copy every readable row into the new journal; how many by table. JournalError without any."""
     prepare_apsw()
     new.unlink(missing_ok=True)
+    _pad(damaged)
     try:
         source = apsw.Connection(str(damaged))
         tables = [row[0] for row in source.execute("SELECT name FROM sqlite_schema")]
     except apsw.Error as error:
         text = f"{damaged}: not even its first page can be read ({error}): recover from Discord"
         raise JournalError(text) from error
+    if "inodes" not in tables:
+        source.close()
+        raise JournalError(f"{damaged} holds no journal any more: recover from Discord")
     target = apsw.Connection(str(new))
     new.chmod(0o600)
     found: dict[str, int] = {}
     try:
+        checksums.begin(target)
         with target:
             target.execute(schema.SCHEMA)
             target.pragma("user_version", schema.VERSION)
@@ -52,10 +58,25 @@ def salvage(damaged: Path, new: Path) -> dict[str, int]:
             for table in [str(row[0]) for row in made]:
                 if table in tables:
                     found[table] = _copy(source, target, table)
+            if checksums.has_checksums(source):
+                # Pages with a wrong checksum may still tell rows that nothing else does.
+                source.execute("PRAGMA checksum_verification = 0")
+                for table in found:
+                    found[table] += _copy(source, target, table)
     finally:
         source.close()
         target.close()
     return found
+
+
+def _pad(path: Path) -> None:
+    """Fill a file that was cut up to the length of its header: else SQLite reads nothing at all."""
+    with path.open("r+b") as file:
+        head = file.read(100)
+        page = int.from_bytes(head[16:18], "big")
+        wanted = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+        if len(head) == 100 and wanted <= _LARGEST and path.stat().st_size < wanted:
+            file.truncate(wanted)
 
 
 def _copy(source: apsw.Connection, target: apsw.Connection, table: str) -> int:
