@@ -253,6 +253,12 @@ class Settings:
     network_deadline_s: float = _setting(
         60.0, _number(1, 3600), "longest a read waits for the network, then EIO", reloadable=True
     )
+    durability: str = _setting(
+        "local",
+        _one_of("local", "remote"),
+        "where data is when an fsync returns: on this disk, or on Discord too",
+        reloadable=True,
+    )
     upload_delay_s: float = _setting(
         5.0, _number(0, 3600), "age at which written data is uploaded", reloadable=True
     )

@@ -87,13 +87,19 @@ class DiscordError(StashcordError):
 
 
 class DiscordUnavailable(DiscordError):
-    """Nothing was carried out, and trying later can help. `retry_after_s` if told."""
+    """Nothing was carried out, and trying later can help. `retry_after_s` if told.
+
+    `offline`: nobody answered; else the server itself is in trouble.
+    """
 
     temporary = True
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, offline: bool = False
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.offline = offline
 
 
 class OutcomeUnknown(DiscordError):

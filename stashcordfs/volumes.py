@@ -218,14 +218,14 @@ def parse_mount(line: str) -> Mount | None:
     fields, tail = left.split(" "), right.split(" ")
     if len(fields) < 6 or len(tail) < 2 or tail[0] != FSTYPE:
         return None
-    source = _unescape(tail[1])
+    source = unescape(tail[1])
     if not source.startswith(FSNAME_PREFIX):
         return None
-    return Mount(source.removeprefix(FSNAME_PREFIX), Path(_unescape(fields[4])), fields[2])
+    return Mount(source.removeprefix(FSNAME_PREFIX), Path(unescape(fields[4])), fields[2])
 
 
-def _unescape(text: str) -> str:
-    r"""The kernel writes space, tab, newline and backslash as \\ooo."""
+def unescape(text: str) -> str:
+    r"""A path of mountinfo or maps: the kernel writes blanks and backslashes in it as \\ooo."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 

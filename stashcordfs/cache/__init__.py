@@ -7,8 +7,17 @@ What a block *is* (absent, clean, dirty, being sealed) is decided by `vfs.blocks
 
 from __future__ import annotations
 
-from stashcordfs.cache.files import LocalFiles
+from stashcordfs.cache.files import LocalFiles, folder_name, read_owners
 from stashcordfs.cache.marks import Mark, Marks
 from stashcordfs.cache.sums import agrees, sums_of, units_around
 
-__all__ = ["LocalFiles", "Mark", "Marks", "agrees", "sums_of", "units_around"]
+__all__ = [
+    "LocalFiles",
+    "Mark",
+    "Marks",
+    "agrees",
+    "folder_name",
+    "read_owners",
+    "sums_of",
+    "units_around",
+]

@@ -4,11 +4,13 @@ A truncation to nothing starts a new generation, so that the old bytes can stay 
 says durably that they are not needed, while new ones are written. Holes are made by
 `fallocate(FALLOC_FL_PUNCH_HOLE)`. Descriptors are kept in a bounded LRU.
 
-A removed file is emptied and kept as a spare for the next one, and further spares are made ahead in
-a thread: ext4 passes over inodes that were deleted in the last minute or more (`recently_deleted`
-in fs/ext4/ialloc.c), one by one, so that making a file after many were removed, by anybody, costs
-0.5 ms, twenty times the usual. A spare that a power cut leaves under a new name with old bytes is
-harmless: only what was synced there afterwards counts.
+Local files are numbered, and a mapped table (`owners`) says whose each is: giving one to an inode
+is a store of 16 bytes, where a name of its own would be a rename (a fifth of what a small file
+costs). A removed file is emptied and kept as a spare, and further spares are made ahead in a
+thread: ext4 passes over inodes that were deleted in the last minute or more (`recently_deleted` in
+fs/ext4/ialloc.c), one by one, so that making a file after many were removed, by anybody, costs
+0.5 ms. A file that a power cut leaves to a new owner with old bytes is harmless: only what was
+synced there afterwards counts.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ import ctypes
 import errno
 import os
 import shutil
+import struct
+import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from cachetools import LRUCache
-
+from stashcordfs.cache.mapped import MappedTable, sync_path
 from stashcordfs.errors import LocalDiskError
 from stashcordfs.types import Ino
 
@@ -29,8 +33,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02  # linux/falloc.h
-_SPARES_MOST, _SPARES_MADE, _SPARES_LOW = 4096, 1024, 512
-_SPARE_FOLDER = "spare"
+_SPARES_MOST, _SPARES_MADE, _SPARES_LOW = 8192, 4096, 2048
+_FOLDER_BITS = 12  # of a number: 4096 files a folder
+_MAGIC = b"STASHCORDFILES1\0"
+_OWNER = struct.Struct("<QQ")  # inode, generation; no inode: a spare, or no file
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -42,78 +48,188 @@ def _local(error: OSError, what: str) -> LocalDiskError:
 
 
 def _packed(key: FileKey) -> int:
-    """One integer: half the memory of a tuple in a set of many thousands."""
+    """One integer: half the memory of a tuple in a table of many thousands."""
     return key[0] << 64 | key[1]
 
 
-def sync_path(path: str | Path) -> None:
-    """Make a file's bytes, or a folder's names, durable. Blocks."""
-    # A descriptor of its own: the shared ones may be closed by the loop meanwhile. Linux
-    # reports a writeback error once to every descriptor opened before it happened, and to
-    # one opened later if nobody has seen it yet (errseq_t).
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def read_owners(root: Path) -> Iterator[tuple[int, FileKey]]:
+    """The number of each local file that is somebody's, with its owner. Changes nothing."""
+    if not (root / "owners").exists():
+        return
+    table = MappedTable(root / "owners", magic=_MAGIC, parameter=0, stride=_OWNER.size)
     try:
-        os.fdatasync(fd)
+        for number in range(len(table)):
+            ino, generation = _OWNER.unpack_from(table.map, table.at(number))
+            if ino:
+                yield number, (Ino(ino), generation)
     finally:
-        os.close(fd)
+        table.close()
 
 
-class _Descriptors(LRUCache[FileKey, int]):
-    def popitem(self) -> tuple[FileKey, int]:
-        key, fd = super().popitem()
-        os.close(fd)
-        return key, fd
+def folder_name(number: int) -> str:
+    """Where below the root a local file lies, under its number in hex."""
+    return f"n{number >> _FOLDER_BITS:04x}"
 
 
 class LocalFiles:
     """Reads, writes, punches and removes local files. Every OSError becomes LocalDiskError."""
 
     def __init__(self, root: Path, *, max_open: int = 256) -> None:
-        """Keep the files under `root`, in 256 folders by the inode's low byte."""
+        """Keep the files under `root`."""
         self.root = root
         self._root = str(root)
-        self._open: _Descriptors = _Descriptors(maxsize=max_open)
-        self._there: set[int] = set()  # so that nobody asks the disk for a file that is not there
+        self._max_open = max_open
+        self._open: OrderedDict[int, int] = OrderedDict()  # by number; cachetools' costs five times
+        self._numbers: dict[int, int] = {}
         self.on_low_spares: Callable[[], None] = lambda: None
-        self._spares: list[str] = []
-        self._spares_made = 0
+        self._spares: list[int] = []
+        self._vacant: list[int] = []  # numbers below `_next` without a file
+        self._next = 0
+        self._owners_stored = False  # since they were synced
+        self._owners_lock = threading.Lock()
+        self._owners_failed: OSError | None = None
         try:
-            for name in range(256):
-                (root / f"{name:02x}").mkdir(mode=0o700, parents=True, exist_ok=True)
-            shutil.rmtree(root / _SPARE_FOLDER, ignore_errors=True)
-            (root / _SPARE_FOLDER).mkdir(mode=0o700)
-            self.at_start = dict(self.scan())  # lengths in bytes, for whoever loads
-            self._there.update(_packed(key) for key in self.at_start)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._owners = MappedTable(
+                root / "owners", magic=_MAGIC, parameter=0, stride=_OWNER.size
+            )
+            self.at_start = self._load()  # lengths in bytes, for whoever loads
+            self._adopt_named()
         except OSError as error:
-            raise _local(error, "mkdir") from error
+            raise _local(error, "start") from error
+
+    # ------------------------------------------------------------------ start
+
+    def _load(self) -> dict[FileKey, int]:
+        """Match the owners with the files that are there; files without an owner are spares."""
+        there = dict(self._on_disk())
+        self._next = max(there, default=-1) + 1
+        found: dict[FileKey, int] = {}
+        for number in range(len(self._owners)):
+            ino, generation = _OWNER.unpack_from(self._owners.map, self._owners.at(number))
+            key = (Ino(ino), generation)
+            if ino and number in there and key not in found:
+                found[key] = there.pop(number)
+                self._numbers[_packed(key)] = number
+            elif ino:  # removed by hand, or given up when the power was cut
+                self._set_owner(number, (Ino(0), 0))
+            if number < self._next and number not in there and key not in found:
+                self._vacant.append(number)
+        for number, size in there.items():
+            if size:
+                os.truncate(self._path(number), 0)
+            self._keep_spare(number)
+        return found
+
+    def _on_disk(self) -> Iterator[tuple[int, int]]:
+        for folder in self.root.iterdir():
+            if folder.is_dir() and folder.name[0] == "n":
+                with os.scandir(folder) as entries:
+                    yield from ((int(e.name, 16), e.stat().st_size) for e in entries)
+
+    def _adopt_named(self) -> None:
+        """Take over files of the earlier layout, which were named `INODE.GENERATION`."""
+        for folder in [f for f in self.root.iterdir() if f.is_dir() and len(f.name) == 2]:
+            for old in folder.iterdir():
+                ino, _, generation = old.name.partition(".")
+                key = (Ino(int(ino, 16)), int(generation, 16))
+                self.at_start[key] = old.stat().st_size
+                number = self._take_spare()
+                self._set_owner(number, key)
+                self._numbers[_packed(key)] = number
+                old.rename(self._path(number))  # killed before it: adopted anew by the next start
+            folder.rmdir()
+        shutil.rmtree(self.root / "spare", ignore_errors=True)
+
+    # ------------------------------------------------------------------ numbers and descriptors
 
     def path(self, key: FileKey) -> str:
-        """Where a file lies. A string: pathlib costs as much as the system call that follows."""
-        ino, generation = key
-        return f"{self._root}/{ino & 255:02x}/{ino:x}.{generation:x}"
+        """Where a file lies, made if it is not there: for people and tests."""
+        self.descriptor(key)
+        return self._path(self._numbers[_packed(key)])
+
+    def _folder(self, number: int) -> str:
+        return f"{self._root}/{folder_name(number)}"
+
+    def _path(self, number: int) -> str:
+        # A string: pathlib costs as much as the system call that follows.
+        return f"{self._folder(number)}/{number:x}"
+
+    def _set_owner(self, number: int, key: FileKey) -> None:
+        while number >= len(self._owners):
+            self._owners.grow()
+        _OWNER.pack_into(self._owners.map, self._owners.at(number), *key)
+        self._owners_stored = True
 
     def descriptor(self, key: FileKey) -> int:
         """An open descriptor, which may be closed at the next call; `os.dup` it to keep it."""
-        fd = self._open.get(key)
+        number = self._numbers.get(key[0] << 64 | key[1])
+        if number is None:
+            number = self._give(key)
+        fd = self._open.get(number)
         if fd is None:
-            try:
-                fd = self._open_file(key)
-            except OSError as error:
-                raise _local(error, "open") from error
-            self._open[key] = fd
+            return self._open_file(number)
+        self._open.move_to_end(number)
         return fd
 
-    def _open_file(self, key: FileKey) -> int:
-        path, flags = self.path(key), os.O_RDWR | os.O_CLOEXEC
-        if self.exists(key):
-            return os.open(path, flags)
+    def _give(self, key: FileKey) -> int:
+        """Let a spare be this inode's. Said before a byte is written, as a mark is."""
+        try:
+            number = self._take_spare()
+        except OSError as error:
+            raise _local(error, "create") from error
+        try:
+            self._set_owner(number, key)
+        except LocalDiskError:
+            self._spares.append(number)
+            raise
+        self._numbers[_packed(key)] = number
+        if len(self._spares) == _SPARES_LOW:
+            self.on_low_spares()
+        return number
+
+    def _take_spare(self) -> int:
         if self._spares:
-            os.rename(self._spares.pop(), path)  # noqa: PTH104  see `path`
-            if len(self._spares) == _SPARES_LOW:
-                self.on_low_spares()
-        fd = os.open(path, flags | os.O_CREAT, 0o600)
-        self._there.add(_packed(key))
+            return self._spares.pop()
+        number = self._new_number()
+        try:
+            self._make(self._path(number))
+        except OSError:
+            self._vacant.append(number)
+            raise
+        return number
+
+    def _new_number(self) -> int:
+        if self._vacant:
+            return self._vacant.pop()
+        self._next += 1
+        return self._next - 1
+
+    @staticmethod
+    def _make(path: str) -> None:
+        """An empty file."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            os.close(os.open(path, flags, 0o600))
+        except FileNotFoundError:
+            folder = path.rpartition("/")[0]
+            os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103  see `_path`
+            sync_path(
+                folder.rpartition("/")[0]
+            )  # a later sync of the file asks for its folder only
+            os.close(os.open(path, flags, 0o600))
+
+    def _open_file(self, number: int) -> int:
+        try:
+            fd = os.open(self._path(number), os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _local(error, "open") from error
+        self._open[number] = fd
+        if len(self._open) > self._max_open:
+            os.close(self._open.popitem(last=False)[1])
         return fd
+
+    # ------------------------------------------------------------------ bytes
 
     def read(self, key: FileKey, offset: int, length: int) -> bytes:
         """Exactly `length` bytes. A shorter file is a fault (EIO), never short data."""
@@ -176,73 +292,74 @@ class LocalFiles:
 
     def exists(self, key: FileKey) -> bool:
         """Whether there is a local file, without making one."""
-        return _packed(key) in self._there
+        return _packed(key) in self._numbers
+
+    # ------------------------------------------------------------------ giving up, spares
 
     def remove(self, key: FileKey) -> None:
         """Give up the file and its space; one that is not there is no error."""
-        if not self.exists(key):
+        number = self._numbers.pop(_packed(key), None)
+        if number is None:
             return
-        fd = self._open.pop(key, None)
-        path = self.path(key)
-        self._there.discard(_packed(key))  # first: a sync in its thread may look for the file
+        self._set_owner(number, (Ino(0), 0))
+        fd = self._open.pop(number, -1)
         try:
-            if fd is None:
-                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            os.ftruncate(fd, 0)
-            if len(self._spares) < _SPARES_MOST:
-                self._spares_made += 1
-                spare = self._spare(self._spares_made)
-                os.rename(path, spare)  # noqa: PTH104  see `path`
-                self._spares.append(spare)
-            else:
-                os.unlink(path)  # noqa: PTH108  see `path`
-        except FileNotFoundError:
-            pass  # somebody was faster
-        except OSError as error:
-            raise _local(error, "remove") from error
-        finally:
-            if fd is not None:
+            if fd < 0:
+                fd = os.open(self._path(number), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.ftruncate(fd, 0)
+            finally:
+                # Now: ext4 remembers a truncation to nothing until the next close, which then
+                # starts to write out what the file has (`EXT4_STATE_DA_ALLOC_CLOSE`, 50 us).
                 os.close(fd)
+            self._keep_spare(number)
+        except FileNotFoundError:
+            self._drop(number)  # somebody was faster
+        except OSError as error:  # neither used again before the next start
+            raise _local(error, "remove") from error
 
-    def spares_wanted(self) -> list[str]:
-        """Names of the spares that should be made ahead; empty while there are enough."""
+    def _keep_spare(self, number: int) -> None:
+        if len(self._spares) < _SPARES_MOST:
+            self._spares.append(number)
+        else:
+            os.unlink(self._path(number))  # noqa: PTH108  see `_path`
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        fd = self._open.pop(number, None)
+        if fd is not None:
+            os.close(fd)
+        self._vacant.append(number)
+
+    def spares_wanted(self) -> list[int]:
+        """Numbers of the spares that should be made ahead; empty while there are enough."""
         if len(self._spares) > _SPARES_LOW:
             return []
-        first = self._spares_made + 1
-        self._spares_made += _SPARES_MADE - len(self._spares)
-        return [self._spare(number) for number in range(first, self._spares_made + 1)]
+        return [self._new_number() for _ in range(_SPARES_MADE - len(self._spares))]
 
-    @staticmethod
-    def make_spares(names: list[str]) -> None:
+    def make_spares(self, numbers: list[int]) -> None:
         """Make these files. For a worker thread: it blocks."""
         try:
-            for name in names:
-                os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            for number in numbers:
+                self._make(self._path(number))
         except OSError as error:
             raise _local(error, "create") from error
 
-    def add_spares(self, names: list[str]) -> None:
+    def add_spares(self, numbers: list[int]) -> None:
         """Take up what `make_spares` has made."""
-        self._spares.extend(names)
+        self._spares.extend(numbers)
 
-    def _spare(self, number: int) -> str:
-        return f"{self._root}/{_SPARE_FOLDER}/{number:x}"
+    def give_back(self, numbers: list[int]) -> None:
+        """`make_spares` has failed with these."""
+        self._vacant.extend(numbers)
 
-    def scan(self) -> Iterator[tuple[FileKey, int]]:
-        """Every file with its length in bytes."""
-        for folder in sorted(self.root.iterdir()):
-            if folder.name == _SPARE_FOLDER or not folder.is_dir():
-                continue
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    ino, _, generation = entry.name.partition(".")
-                    yield (Ino(int(ino, 16)), int(generation, 16)), entry.stat().st_size
+    # ------------------------------------------------------------------ the disk
 
     def sync(self, keys: list[FileKey]) -> None:
         """Make the bytes and names of these files durable. For a worker thread: it blocks.
 
         Many files are cheaper by one `syncfs` than by an fdatasync each. A new file's name is in
-        its folder, which POSIX wants synced on its own.
+        its folder, which POSIX wants synced on its own; whose the file is, in the table of owners.
         """
         if not keys:
             return
@@ -250,15 +367,12 @@ class LocalFiles:
             if len(keys) > 8:
                 self._sync_all()
                 return
-            for key in keys:
-                path = self.path(key)
-                try:
-                    sync_path(path)
-                except FileNotFoundError:
-                    if self.exists(key):
-                        raise
-                    continue  # given up meanwhile: Discord has it, or nobody wants it any more
-                sync_path(path.rpartition("/")[0])
+            numbers = [self._numbers.get(_packed(key)) for key in keys]
+            for number in numbers:
+                if number is not None:  # given up meanwhile: nobody wants it any more
+                    sync_path(self._path(number))
+                    sync_path(self._folder(number))
+            self._sync_owners()
         except OSError as error:
             raise _local(error, "sync") from error
 
@@ -270,6 +384,20 @@ class LocalFiles:
                 raise OSError(code, os.strerror(code))
         finally:
             os.close(fd)
+        self._sync_owners()
+
+    def _sync_owners(self) -> None:
+        """Make durable whose each file is. A failure stays one: the kernel may drop the pages."""
+        with self._owners_lock:  # who comes second must find it done, not under way
+            if self._owners_failed is not None:
+                raise self._owners_failed
+            if self._owners_stored:
+                self._owners_stored = False
+                try:
+                    self._owners.sync()
+                except OSError as error:
+                    self._owners_failed = error
+                    raise
 
     def free_bytes(self) -> int:
         """Free space of the disk below, for callers without privilege."""
@@ -279,4 +407,5 @@ class LocalFiles:
     def close(self) -> None:
         """Close every descriptor."""
         while self._open:
-            self._open.popitem()
+            os.close(self._open.popitem()[1])
+        self._owners.close()

@@ -8,20 +8,16 @@ cut: what fsync promises is copied to the journal's `dirty` rows by the vfs.
 One table for the volume, not one bitmap file per inode: a small file then costs one local file,
 and a start finds everything dirty by reading one file (64 bytes a slot with blocks of 1 MiB).
 
-Layout, little-endian: a header of 4096 bytes (magic, block size), then slots of
-`<QQQQ` (inode, generation, index, version) and the page bitmap. Version 0: the slot is free.
+A slot is `<QQQQ` (inode, generation, index, version), then the page bitmap. Version 0: it is free.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stashcordfs.cache.files import sync_path
-from stashcordfs.errors import LocalDiskError
+from stashcordfs.cache.mapped import MappedTable
 from stashcordfs.types import PAGE_BYTES, Ino
 
 if TYPE_CHECKING:
@@ -29,10 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAGIC = b"STASHCORDMARKS1\0"
-_HEADER_BYTES = 4096
-_HEAD = struct.Struct("<16sQ")
 _SLOT = struct.Struct("<QQQQ")
-_GROW_SLOTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,39 +46,17 @@ class Marks:
     def __init__(self, path: Path, block_bytes: int) -> None:
         """Open or make the table at `path`. Raises LocalDiskError."""
         self._bitmap_bytes = max(8, block_bytes // PAGE_BYTES // 8)
-        self._stride = _SLOT.size + self._bitmap_bytes
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            size = os.fstat(self._fd).st_size
-            if size < _HEADER_BYTES or not any(os.pread(self._fd, _HEAD.size, 0)):
-                # New, or a power cut took what was never synced: then no mark would count anyway.
-                os.ftruncate(self._fd, _HEADER_BYTES + _GROW_SLOTS * self._stride)
-                os.pwrite(self._fd, _HEAD.pack(_MAGIC, block_bytes), 0)
-                os.fsync(self._fd)
-                sync_path(path.parent)
-            self._map = mmap.mmap(self._fd, 0)
-        except OSError as error:
-            raise LocalDiskError(error.errno or 0, f"marks: {error.strerror}") from error
-        magic, found = _HEAD.unpack_from(self._map, 0)
-        if magic != _MAGIC or found != block_bytes:
-            raise LocalDiskError(0, f"{path} is not a table of marks for this volume")
-        self._free: list[int] = []
-        self._scan()
-
-    def _scan(self) -> None:
-        count = (len(self._map) - _HEADER_BYTES) // self._stride
-        self._free = [s for s in range(count - 1, -1, -1) if not self._head(s)[3]]
-
-    def _at(self, slot: int) -> int:
-        return _HEADER_BYTES + slot * self._stride
+        stride = _SLOT.size + self._bitmap_bytes
+        self._table = MappedTable(path, magic=_MAGIC, parameter=block_bytes, stride=stride)
+        last = len(self._table) - 1
+        self._free = [slot for slot in range(last, -1, -1) if not self._head(slot)[3]]
 
     def _head(self, slot: int) -> tuple[int, int, int, int]:
-        return _SLOT.unpack_from(self._map, self._at(slot))
+        return _SLOT.unpack_from(self._table.map, self._table.at(slot))
 
     def __iter__(self) -> Iterator[Mark]:
         """All slots in use, in no order that means anything."""
-        count = (len(self._map) - _HEADER_BYTES) // self._stride
-        for slot in range(count):
+        for slot in range(len(self._table)):
             ino, generation, index, version = self._head(slot)
             if version:
                 yield Mark(slot, Ino(ino), generation, index, version, self.pages(slot))
@@ -96,38 +67,33 @@ class Marks:
             self._grow()
         slot = self._free.pop()
         self._put_pages(slot, pages)
-        _SLOT.pack_into(self._map, self._at(slot), ino, generation, index, version)
+        _SLOT.pack_into(self._table.map, self._table.at(slot), ino, generation, index, version)
         return slot
 
     def update(self, slot: int, version: int, pages: int) -> None:
         """Record what is about to be written: the pages first, then the version."""
         self._put_pages(slot, pages)
-        struct.pack_into("<Q", self._map, self._at(slot) + 24, version)
+        struct.pack_into("<Q", self._table.map, self._table.at(slot) + 24, version)
 
     def pages(self, slot: int) -> int:
         """The page bitmap of a slot."""
-        at = self._at(slot) + _SLOT.size
-        return int.from_bytes(self._map[at : at + self._bitmap_bytes], "little")
+        at = self._table.at(slot) + _SLOT.size
+        return int.from_bytes(self._table.map[at : at + self._bitmap_bytes], "little")
 
     def release(self, slot: int) -> None:
         """Free a slot: its block is on Discord and the journal says so, or it is no more."""
-        _SLOT.pack_into(self._map, self._at(slot), 0, 0, 0, 0)
+        _SLOT.pack_into(self._table.map, self._table.at(slot), 0, 0, 0, 0)
         self._free.append(slot)
 
     def close(self) -> None:
         """Unmap; the table stays on disk."""
-        self._map.close()
-        os.close(self._fd)
+        self._table.close()
 
     def _put_pages(self, slot: int, pages: int) -> None:
-        at = self._at(slot) + _SLOT.size
-        self._map[at : at + self._bitmap_bytes] = pages.to_bytes(self._bitmap_bytes, "little")
+        at = self._table.at(slot) + _SLOT.size
+        self._table.map[at : at + self._bitmap_bytes] = pages.to_bytes(self._bitmap_bytes, "little")
 
     def _grow(self) -> None:
-        old = (len(self._map) - _HEADER_BYTES) // self._stride
-        new = max(old * 2, _GROW_SLOTS)
-        try:
-            self._map.resize(_HEADER_BYTES + new * self._stride)
-        except OSError as error:
-            raise LocalDiskError(error.errno or 0, f"marks: {error.strerror}") from error
-        self._free.extend(range(new - 1, old - 1, -1))
+        old = len(self._table)
+        self._table.grow()
+        self._free.extend(range(len(self._table) - 1, old - 1, -1))

@@ -1,23 +1,29 @@
-"""Checksums of clean blocks: CRC-32 of each 64 KiB, against rot of the local disk.
+"""Checksums of clean blocks: CRC-32 of each page, against rot of the local disk.
 
-Not against somebody on this machine, who could change them as well. Pure; 9 us a unit.
+Not against somebody on this machine, who could change them as well. Pure.
+
+The unit is the least that a read must read and sum: a page costs 1 us; with 64 KiB a random read of
+4 KiB cost 20 us more. A block of 1 MiB has 1 KiB of sums.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
 
-UNIT_BYTES = 64 << 10
+from stashcordfs.types import PAGE_BYTES
+
+UNIT_BYTES = PAGE_BYTES
 _SUM_BYTES = 4
 
 
 def sums_of(data: bytes | memoryview) -> bytes:
     """One sum after the other; the last unit may be short."""
-    view = memoryview(data)
-    return b"".join(
-        zlib.crc32(view[at : at + UNIT_BYTES]).to_bytes(_SUM_BYTES, "little")
-        for at in range(0, len(view), UNIT_BYTES)
-    )
+    if len(data) <= UNIT_BYTES:
+        return zlib.crc32(data).to_bytes(_SUM_BYTES, "little") if data else b""
+    view, sum_of = memoryview(data), zlib.crc32
+    sums = [sum_of(view[at : at + UNIT_BYTES]) for at in range(0, len(view), UNIT_BYTES)]
+    return struct.pack(f"<{len(sums)}I", *sums)
 
 
 def units_around(start: int, stop: int, length: int) -> tuple[int, int]:

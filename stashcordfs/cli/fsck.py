@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,7 +47,8 @@ def _show(report: dict[str, Any]) -> None:
     if report["findings"]:
         print_table(
             ("What", "Check", "Says"),
-            [(_severity(f["severity"]), f["check"], f["text"]) for f in report["findings"]],
+            [(f["severity"], f["check"], f["text"]) for f in report["findings"]],
+            style=lambda row: "red" if row[0] == "error" else "yellow",
         )
     told = len(report["findings"])
     if (left := report["errors"] + report["notes"] - told) > 0:
@@ -60,9 +60,3 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"{report['name']}: no errors{notes}")
     else:
         click.echo(f"{report['name']}: {report['errors']} errors")
-
-
-def _severity(severity: str) -> str:
-    if not sys.stdout.isatty():
-        return severity
-    return f"[{'red' if severity == 'error' else 'yellow'}]{severity}[/]"

@@ -31,6 +31,7 @@ COMMANDS = {
     "status": "Show what a volume is doing.",
     "sync": "Return when Discord has what lies below a path.",
     "fsck": "Check a volume's journal and local state, and mend them.",
+    "verify": "Check that Discord still has everything.",
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
     "key": "Manage passphrases and recovery keys.",

@@ -5,7 +5,6 @@ The commands mount, umount, demo, status and sync share it. Nothing here talks t
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -13,10 +12,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from stashcordfs.cli.users import find_users
 from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.volumes import Mount, VolumeDir, list_volumes, mount_holding, read_mounts
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
+_USERS_TOLD = 8
 
 
 def real_path(path: str | Path) -> Path:
@@ -102,44 +103,20 @@ def unmount(path: Path) -> None:
     )
     if done.returncode == 0 or mount_at(path) is None:
         return
+    refuse_busy(path)
+    told = done.stderr.strip() or "fusermount3 failed"
+    hint = "" if os.geteuid() == 0 else "; root sees whose it is: sudo fuser -vm " + str(path)
+    raise StashcordError(f"{path} is still mounted: {told}{hint}")
+
+
+def refuse_busy(path: Path) -> None:
+    """Raise StashcordError when something that we can see uses the mount at `path`."""
     if users := find_users(path):
-        raise StashcordError(f"{path} is still mounted: in use by {', '.join(users)}")
-    raise StashcordError(f"{path} is still mounted: {done.stderr.strip() or 'fusermount3 failed'}")
-
-
-def find_users(mountpoint: Path, proc: Path = Path("/proc")) -> list[str]:
-    """Processes with a file, working directory or mapping below the mountpoint, as "PID (name)"."""
-    users = []
-    own = str(os.getpid())
-    for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
-        if process.name != own and any(_lies_below(link, mountpoint) for link in _links(process)):
-            try:
-                name = (process / "comm").read_text().strip()
-            except OSError:  # it has ended meanwhile
-                continue
-            users.append(f"{process.name} ({name})")
-    return users
-
-
-def _links(process: Path) -> list[str]:
-    found = []
-    candidates = [process / "cwd", process / "root", process / "exe"]
-    with contextlib.suppress(OSError):  # ended, or another user's
-        candidates += list((process / "fd").iterdir())
-    for link in candidates:
-        try:
-            found.append(str(link.readlink()))
-        except OSError:
-            continue
-    try:
-        maps = (process / "maps").read_text(errors="surrogateescape")
-    except OSError:
-        return found
-    return found + [line.partition("/")[1] + line.partition("/")[2] for line in maps.splitlines()]
-
-
-def _lies_below(target: str, mountpoint: Path) -> bool:
-    return target == str(mountpoint) or target.startswith(f"{mountpoint}/")
+        more = f" and {len(users) - _USERS_TOLD} more" if len(users) > _USERS_TOLD else ""
+        raise StashcordError(
+            f"{path} is in use by {', '.join(users[:_USERS_TOLD])}{more}: "
+            "leave it or end them, then unmount again"
+        )
 
 
 def wait_for_exit(pid: int, *, timeout_s: float | None = None) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -25,15 +26,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table for a terminal; tab-separated lines with a header for a program."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    style: Callable[[Sequence[str]], str] = lambda _: "",
+) -> None:
+    """A table for a terminal; tab-separated lines with a header for a program.
+
+    `style` names a row's colour. A cell is shown as it is: names of files may look like markup.
+    """
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             click.echo("\t".join(row))
         return
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row), style=style(row))
     Console().print(table)
 
 

@@ -22,6 +22,8 @@ _UNKNOWN = (
     "pid",
     "dirty_bytes",
     "pending_packs",
+    "unsettled",
+    "unsettled_since",
     "uploaded_bytes",
     "messages_sent",
     "requests",
@@ -53,7 +55,7 @@ def command(globals_: Globals, target: str | None, as_json: bool) -> None:
     elif len(states) == 1:
         print_table(("What", "Value"), [(n, _shown(n, v)) for n, v in states[0].items()])
     else:
-        columns = ("name", "state", "dirty_bytes", "pending_packs", "last_error")
+        columns = ("name", "state", "dirty_bytes", "pending_packs", "unsettled", "last_error")
         print_table(columns, [[_shown(n, state.get(n)) for n in columns] for state in states])
 
 

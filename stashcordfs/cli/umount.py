@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stashcordfs.cli.mountpoint import find_mount, find_users, is_dead, unmount, wait_for_exit
+from stashcordfs.cli.mountpoint import find_mount, is_dead, refuse_busy, unmount, wait_for_exit
 from stashcordfs.cli.output import follow
 from stashcordfs.config import format_size
 from stashcordfs.errors import StashcordError, UsageError
@@ -45,8 +45,7 @@ def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
         unmount(mount.mountpoint)
         click.echo(f"{mount.mountpoint}: the daemon was gone; the mount is cleared")
         return
-    if users := find_users(mount.mountpoint):
-        raise StashcordError(f"{mount.mountpoint} is in use by {', '.join(users)}")
+    refuse_busy(mount.mountpoint)
     pid = volume.holder()
     control = ControlClient(volume.control_path)
     try:

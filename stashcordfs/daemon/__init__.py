@@ -7,8 +7,8 @@ no logic of their own.
 
 from __future__ import annotations
 
-from stashcordfs.daemon.checking import fsck_volume
+from stashcordfs.daemon.checking import fsck_volume, verify_volume
 from stashcordfs.daemon.mounted import run_mount
 from stashcordfs.daemon.provision import MkfsResult, change_keys, mkfs
 
-__all__ = ["MkfsResult", "change_keys", "fsck_volume", "mkfs", "run_mount"]
+__all__ = ["MkfsResult", "change_keys", "fsck_volume", "mkfs", "run_mount", "verify_volume"]

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.cache import LocalFiles, Marks
-from stashcordfs.errors import StashcordError
+from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal import Journal
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.checkpointing import Checkpointer, CheckpointSettings
-from stashcordfs.vfs.durability import Durability
+from stashcordfs.vfs.durability import Durability, Levels
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
 from stashcordfs.vfs.journal_channel import JournalChannel
+from stashcordfs.vfs.network import Network
 from stashcordfs.vfs.publishing import Publisher, PublishSettings
 from stashcordfs.vfs.reading import Reader
 from stashcordfs.vfs.settling import Settler
@@ -49,6 +50,7 @@ class Options:
     deadline_s: float
     max_file_bytes: int
     settle_delay_s: float = 20.0
+    durability: str = "local"
     noatime: bool = False
 
 
@@ -79,6 +81,7 @@ class Assembly:
     uploader: Uploader
     settler: Settler
     durability: Durability
+    levels: Levels
     filesystem: FileSystem
     nursery: trio.Nursery
     publisher: Publisher | None = None
@@ -193,11 +196,17 @@ async def assembled(
             limits=options.limits,
             clock=clock,
         )
+        lost = await power_lost(journal)
+        if not lost and any(mark.version > journal.versions_given() for mark in marks):
+            text = "the journal is older than the data beside it: run stashcordfs fsck --repair"
+            raise JournalError(text)  # else unsent data that it does not know would be removed
         for left in await journal.nameless():
             await journal.purge(left)
-        await blocks.load(power_lost=await power_lost(journal))
+        await blocks.load(power_lost=lost)
         await journal.wal_sync()
-        durability = Durability(blocks=blocks, journal=journal)
+        network = Network(probe=store.ping, clock=clock)
+        levels = Levels(journal, options.durability)
+        await levels.load()
         async with trio.open_nursery() as nursery:
             spawn = _spawn_in(nursery, report)
             reader = Reader(
@@ -206,6 +215,7 @@ async def assembled(
                 store=store,
                 keys=keys,
                 spawn=spawn,
+                answered=network.answered,
                 read_ahead_bytes=options.read_ahead_bytes,
                 deadline_s=options.deadline_s,
                 report=report,
@@ -213,6 +223,7 @@ async def assembled(
             settler = Settler(
                 journal=journal,
                 store=store,
+                network=network,
                 clock=clock,
                 now_ns=now_ns,
                 report=report,
@@ -224,9 +235,13 @@ async def assembled(
                 store=store,
                 keys=keys,
                 settler=settler,
+                network=network,
                 settings=options.upload,
                 clock=clock,
                 report=report,
+            )
+            durability = Durability(
+                blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
             )
             publisher, fence = None, None
             if telling is not None:
@@ -248,6 +263,7 @@ async def assembled(
                 reader=reader,
                 uploader=uploader,
                 durability=durability,
+                levels=levels,
                 spawn=spawn,
                 now_ns=now_ns,
                 max_file_bytes=options.max_file_bytes,
@@ -256,8 +272,8 @@ async def assembled(
                 published=None if publisher is None else publisher.flush,
             )
             yield Assembly(
-                journal, blocks, reader, uploader, settler, durability, filesystem, nursery,
-                publisher, fence,
+                journal, blocks, reader, uploader, settler, durability, levels, filesystem,
+                nursery, publisher, fence,
             )  # fmt: skip
             nursery.cancel_scope.cancel()
         await durability.sync()

@@ -1,11 +1,24 @@
-"""Checking a volume: `fsck` over the journal and what lies beside it."""
+"""Checking a volume from a command: `fsck` over journal and local state, `verify` over Discord.
+
+A mounted volume is verified by its own daemon (`verifying`). Here the volume is assembled as for a
+mount, but for the kernel, and what must be sent anew is sent at once.
+"""
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from stashcordfs.daemon.ground import ground_of, is_another
-from stashcordfs.daemon.provision import read_record
+import trio
+
+from stashcordfs.daemon.assembly import assembled
+from stashcordfs.daemon.ground import ended_cleanly, ground_of, is_another, power_was_lost
+from stashcordfs.daemon.mounted import assembly_options
+from stashcordfs.daemon.provision import open_keys, open_store, read_record
+from stashcordfs.daemon.token import Token
+from stashcordfs.daemon.verifying import verifier_of, verifying
+from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal.inspection import inspect
 from stashcordfs.recovery import fsck
@@ -60,3 +73,64 @@ def _power_was_lost(volume: VolumeDir) -> bool:
             return is_another(ground, look.text("ground"), look.text("clean_ground"))
     except JournalError:
         return False  # fsck itself will say what is wrong
+
+
+def verify_volume(
+    settings: Settings,
+    name: str,
+    *,
+    data: bool,
+    part: tuple[int, int] | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, object]:
+    """Verify a volume that nobody has mounted. VolumeBusy when somebody has. Blocks."""
+    volume = VolumeDir(settings.state_dir, name)
+    volume.read_record()
+    with volume.lock():
+        return trio.run(
+            partial(
+                _verify_assembled, settings, volume, data=data, part=part, progress=progress
+            )
+        )  # fmt: skip
+
+
+async def _verify_assembled(
+    settings: Settings,
+    volume: VolumeDir,
+    *,
+    data: bool,
+    part: tuple[int, int] | None,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, object]:
+    record = volume.read_record()
+    keys = await trio.to_thread.run_sync(open_keys, settings, volume)
+    outcome: dict[str, object] = {}
+    async with (
+        open_store(Token(settings), record, ClientStats()) as store,
+        assembled(
+            volume.path,
+            assembly_options(settings, record.block_size, noatime=True),
+            store=store,
+            keys=keys,
+            clock=trio.current_time,
+            now_ns=time.time_ns,
+            power_lost=partial(power_was_lost, volume.path),
+            ended=partial(ended_cleanly, volume.path),
+            report=_unheard,
+        ) as made,
+    ):
+        verifier = verifier_of(made, volume, store, keys, _unheard)
+        async for event in verifying(verifier, made.nursery, data=data, part=part):
+            if "outcome" in event:
+                outcome = event["outcome"]
+            else:
+                progress(verifier.stage, verifier.done, verifier.total)
+        if outcome.get("resent_blocks"):
+            progress("sending anew", 0, 0)
+            made.nursery.start_soon(made.uploader.run)
+            await made.filesystem.sync_remote()
+    return outcome
+
+
+def _unheard(text: str) -> None:
+    """The outcome tells all of it."""

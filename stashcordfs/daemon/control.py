@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from stashcordfs.daemon.verifying import verifying
 from stashcordfs.errors import StashcordError
 from stashcordfs.ops.control import serve_control
 from stashcordfs.ops.health import HealthSources, serve_health
@@ -53,6 +55,7 @@ class Control:
                 "open_for_writing": self._open_for_writing,
                 "sync": self._sync,
                 "drain": self._drain,
+                "verify": self._verify,
                 "shutdown": self._shutdown,
             },
             task_status=task_status,
@@ -136,6 +139,18 @@ class Control:
             "last_error": self._parts.report.last_error,
         }
 
+    async def _verify(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        part = request.get("part")
+        events = verifying(
+            self._parts.verifier,
+            self._parts.nursery,
+            data=bool(request.get("data")),
+            part=(int(part[0]), int(part[1])) if part else None,
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
     async def _shutdown(self, request: dict[str, Any]) -> dict[str, object]:
         self._session.stop()
         return {"stopping": True}
@@ -182,7 +197,10 @@ class Control:
         parts, metrics = self._parts, self._metrics
         metrics.cache_bytes.set(parts.blocks.room.used_bytes)
         metrics.dirty_bytes.set(parts.blocks.room.dirty_bytes)
+        metrics.damaged_blocks.set(parts.verifier.damaged_blocks)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
+        metrics.unsettled_uploads.set(parts.settler.unsettled)
+        metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
         metrics.token_rejected.set(parts.client.gate.rejected)

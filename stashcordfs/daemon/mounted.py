@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
 from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
+from stashcordfs.daemon.verifying import verifier_of
 from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
@@ -42,8 +44,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stashcordfs.config import Settings
+    from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.publishing import Publisher
@@ -81,6 +84,7 @@ class Parts:
     uploader: Uploader
     settler: Settler
     durability: Durability
+    levels: Levels
     filesystem: FileSystem
     stats: ClientStats
     client: DiscordClient
@@ -89,6 +93,7 @@ class Parts:
     sleep: SleepWatch
     report: Report
     nursery: trio.Nursery
+    verifier: Verifier
     publisher: Publisher | None = None
     fence: Fence | None = None
     started_at: float = field(default_factory=time.time)
@@ -121,6 +126,8 @@ class Parts:
             "dirty_bytes": self.blocks.room.dirty_bytes,
             "dirty_blocks": len(self.blocks.queue),
             "pending_packs": self.uploader.state.pending_packs,
+            "unsettled": self.settler.unsettled,
+            "unsettled_since": _utc(self.settler.unsettled_since_ns),
             "uploaded_bytes": self.uploader.state.uploaded_bytes,
             "messages_sent": self.stats.messages_sent,
             "requests": self.stats.requests,
@@ -133,6 +140,7 @@ class Parts:
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
+            "damaged_blocks": self.verifier.damaged_blocks,
             **self._told(),
             "last_error": self.fenced or self.report.last_error,
         }
@@ -147,14 +155,21 @@ class Parts:
         set_level(new.log_level)
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
+        self.levels.default = new.durability
+        self.durability.deadline_s = new.network_deadline_s
         if new.token is not None:
             value = new.token.reveal()
             redact(value)
             self.token.replace(value)
-        self.uploader.retry_now()
+        self.uploader.wake()
         if self.publisher is not None:
             self.publisher.retry_now()
         log.info("settings reloaded")
+
+
+def _utc(at_ns: int) -> str:
+    """A time for people and programs, to the second; empty for none."""
+    return datetime.fromtimestamp(at_ns // 10**9, UTC).isoformat() if at_ns else ""
 
 
 def cache_limits(settings: Settings) -> CacheLimits:
@@ -175,6 +190,21 @@ def upload_settings(settings: Settings) -> UploadSettings:
         concurrency=settings.upload_concurrency,
         dedup=settings.dedup,
         compress=settings.compression,
+    )
+
+
+def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> Options:
+    """How the parts are built."""
+    return Options(
+        block_bytes=block_bytes,
+        limits=cache_limits(settings),
+        upload=upload_settings(settings),
+        read_ahead_bytes=settings.read_ahead_bytes,
+        deadline_s=settings.network_deadline_s,
+        max_file_bytes=settings.max_file_bytes,
+        settle_delay_s=settings.settle_delay_s,
+        durability=settings.durability,
+        noatime=noatime,
     )
 
 
@@ -223,22 +253,13 @@ async def _main(
     report = Report()
     stats = ClientStats()
     token = Token(settings, again=partial(load_settings, volume=volume.name))
-    chosen = Options(
-        block_bytes=record.block_size,
-        limits=cache_limits(settings),
-        upload=upload_settings(settings),
-        read_ahead_bytes=settings.read_ahead_bytes,
-        deadline_s=settings.network_deadline_s,
-        max_file_bytes=settings.max_file_bytes,
-        settle_delay_s=settings.settle_delay_s,
-        noatime=bool(options.get("noatime")),
-    )
+    chosen = assembly_options(settings, record.block_size, noatime=bool(options.get("noatime")))
     async with (
         DiscordClient(api_url=record.api_url, token=token, stats=stats, clock=boottime) as client,
         assembled(
             volume.path,
             chosen,
-            store=store_on(client, record),
+            store=(store := store_on(client, record)),
             keys=keys,
             clock=boottime,
             now_ns=time.time_ns,
@@ -256,6 +277,7 @@ async def _main(
             assembly.uploader,
             assembly.settler,
             assembly.durability,
+            assembly.levels,
             assembly.filesystem,
             stats,
             client,
@@ -270,6 +292,7 @@ async def _main(
             SleepWatch([client.resumed, partial(_hurry, assembly)]),
             report,
             assembly.nursery,
+            verifier_of(assembly, volume, store, keys, report),
             assembly.publisher,
             assembly.fence,
         )
@@ -279,14 +302,14 @@ async def _main(
 
 def _retry(assembly: Assembly) -> None:
     """What waits after failures tries at once: their cause may be gone."""
-    assembly.uploader.retry_now()
+    assembly.uploader.wake()
     if assembly.publisher is not None:
         assembly.publisher.retry_now()
 
 
 async def _hurry(assembly: Assembly) -> None:
     """After a sleep of the machine: the network may be another one, and so the volume's writer."""
-    assembly.uploader.retry_now()
+    assembly.uploader.wake()
     if assembly.publisher is not None:
         await assembly.publisher.resumed()
 
@@ -318,6 +341,7 @@ async def _serve(
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,
+            operations.interrupts.run,
             *([parts.publisher.run] if parts.publisher else []),
         ):
             nursery.start_soon(_supervise, parts, task)

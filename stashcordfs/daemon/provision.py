@@ -55,7 +55,10 @@ class MkfsResult:
 def store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStore:
     """The volume's store on Discord. No request is made yet: a mount starts without a network."""
     return DiscordStore(
-        client, channels=list(volume.channels), journal_channel=volume.journal_channel
+        client,
+        channels=list(volume.channels),
+        journal_channel=volume.journal_channel,
+        block_bytes=volume.block_size,
     )
 
 
@@ -90,7 +93,7 @@ def open_keys(settings: Settings, volume: VolumeDir) -> VolumeKeys:
     """Unlock the volume with the passphrase of the settings. Takes a second: Argon2id."""
     if settings.passphrase is None:
         raise UsageError("passphrase: not set; set STASHCORDFS_PASSPHRASE, or file:PATH in TOML")
-    return _unlock(read_record(volume), passphrase=settings.passphrase.reveal())[1]
+    return unlock(read_record(volume), passphrase=settings.passphrase.reveal())[1]
 
 
 def read_record(volume: VolumeDir) -> records.VolumeRecord:
@@ -103,7 +106,7 @@ def read_record(volume: VolumeDir) -> records.VolumeRecord:
         raise StashcordError(text) from error
 
 
-def _unlock(
+def unlock(
     record: records.VolumeRecord, *, passphrase: str | None = None, recovery_key: str | None = None
 ) -> tuple[dict[int, bytes], VolumeKeys]:
     """Open the keys by either secret, and check that the record is what was sealed with them."""
@@ -166,9 +169,9 @@ async def _check_channels(
 ) -> None:
     progress("looking at the channels")
     async with open_store(token, local, ClientStats()) as store:
-        await _explained(store.learn_limits)
-        await _explained(store.newest_id)
-        if found := await _explained(store.find_records):
+        await explained(store.learn_limits)
+        await explained(store.newest_id)
+        if found := await explained(store.find_records):
             uuid_found = records.decode(found[0]).uuid
             raise UsageError(
                 f"channel {local.journal_channel} already holds volume {uuid_found}: "
@@ -176,7 +179,7 @@ async def _check_channels(
             )
 
 
-async def _explained(call: Callable[[], Awaitable[T]]) -> T:
+async def explained(call: Callable[[], Awaitable[T]]) -> T:
     """Run a request; what usually goes wrong the first time is told in a user's words."""
     try:
         return await call()
@@ -209,17 +212,22 @@ def _post(
 
     async def post() -> Location:
         async with open_store(token, local, ClientStats()) as store:
-            return await _explained(lambda: store.post_record(data, record.filename))
+            return await explained(lambda: store.post_record(data, record.filename))
 
     progress("posting the volume's record")
     posted = trio.run(post)
+    keep_record(volume, data)
+    return posted
+
+
+def keep_record(volume: VolumeDir, data: bytes) -> None:
+    """Keep the record in STATE/NAME as it was posted, whole or not at all."""
     temporary = volume.path / f"{_RECORD}.new"
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(volume.path / _RECORD)
-    return posted
 
 
 def change_keys(
@@ -244,7 +252,7 @@ def change_keys(
     fresh_key = ""
     if action != "show":
         with volume.lock():
-            masters, keys = _unlock(record, passphrase=passphrase, recovery_key=recovery_key)
+            masters, keys = unlock(record, passphrase=passphrase, recovery_key=recovery_key)
             changed = record.slots
             if action == "remove":
                 changed = slots.remove_slot(changed, slot_id or "")

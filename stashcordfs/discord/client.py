@@ -181,6 +181,11 @@ class DiscordClient:
         """The bot's own id, asked for once."""
         return (self._me or await self.current_user()).id
 
+    async def ping(self) -> None:
+        """One small request, not repeated: does anybody answer?"""
+        route = Route("GET", "/users/@me")
+        await self._request(policy.Call(route=route, path="/users/@me", attempts=1))
+
     async def channel(self, channel_id: int) -> Channel:
         return models.parse_channel(
             await self._request(_call("GET", "/channels/{}", channel_id, path=f"/{channel_id}"))
@@ -201,12 +206,15 @@ class DiscordClient:
         *,
         nonce: str,
         payload: Mapping[str, object] | None = None,
+        doubt: Callable[[], None] = lambda: None,
     ) -> Message:
         """Post one message with these attachments.
 
         `nonce` (at most 25 characters, unique to this content for ever) makes it safe to repeat for
         some minutes: the server answers with the first message. Raises OutcomeUnknown when it may
         have been stored; also when the nonce is known but its message was deleted meanwhile.
+        `doubt` is called when it succeeded after an attempt that may still be carried out, beyond
+        the server's memory of the nonce.
         """
         if not 0 < len(nonce) <= 25:
             raise ValueError("a nonce has 1 to 25 characters")
@@ -217,6 +225,7 @@ class DiscordClient:
             body=body,
             background=True,
             creates=True,
+            doubt=doubt,
         )
         answer = await self._request(call)
         try:
@@ -381,6 +390,8 @@ class DiscordClient:
                     await self._blame_size(error)
                 raise
             if delay is None:
+                if chain.unclear:
+                    call.doubt()
                 return outcome.data if isinstance(outcome, wire.Answer) else None
             if delay > 0:
                 _log.info(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,6 +62,8 @@ class Call:
     background: bool = False
     creates: bool = False  # it makes something: an unclear outcome is not simply a failure
     repeatable: bool = True
+    attempts: int = MAX_FAILURES
+    doubt: Callable[[], None] = lambda: None  # told of a success after an unclear attempt
     probe: bool = False  # it may try a token that was refused
 
 
@@ -122,9 +124,10 @@ class Chain:
         delay = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2.0 ** (self._failures - 1)) * jitter
         asked = retry_after_s(outcome.headers, outcome.data) if isinstance(outcome, Answer) else 0.0
         delay = max(delay, min(asked or 0.0, _LONGEST_RETRY_AFTER_S))
-        hopeless = self._failures >= MAX_FAILURES or now + delay > self._deadline
+        hopeless = self._failures >= self._call.attempts or now + delay > self._deadline
         if hopeless or (kind is Kind.UNCLEAR and not self._call.repeatable):
-            raise self.final(DiscordUnavailable(f"{self._name()}: {_describe(outcome)}"))
+            text = f"{self._name()}: {_describe(outcome)}"
+            raise self.final(DiscordUnavailable(text, offline=isinstance(outcome, Failure)))
         return delay
 
     @property

@@ -10,10 +10,12 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from stashcordfs.fuse.guard import guard
+from stashcordfs.fuse.interrupts import Interrupts
 from stashcordfs.types import Attributes, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from pyfuse3 import ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
@@ -43,16 +45,14 @@ class StashcordOperations(pyfuse3.Operations):
         self._fs = filesystem
         self._timeout_s = attr_timeout_s
         self._metrics = metrics
-        self._observers: dict[str, Callable[[float], None]] = {}
+        self.timed = metrics.operation_seconds.observe
         self.report = report
+        self.interrupts = Interrupts()
+        self._openers: dict[int, int] = {}  # by file handle: read and fsync are not told who asks
+        filesystem.watch_reads(self._watched)
 
-    def timed(self, name: str, seconds: float) -> None:
-        """Count one handled request; the label's child is kept, as finding it costs more."""
-        observe = self._observers.get(name)
-        if observe is None:
-            observe = self._metrics.operation_seconds.labels(name).observe
-            self._observers[name] = observe
-        observe(seconds)
+    def _watched(self, fh: int) -> AbstractContextManager[None]:
+        return self.interrupts.watched(self._openers.get(fh, 0))
 
     def fault(self, name: str, error: Exception) -> None:
         """A handler raised what it should not."""
@@ -195,11 +195,14 @@ class StashcordOperations(pyfuse3.Operations):
         fh, made = await self._fs.create(
             Ino(parent_inode), name, mode & ~ctx.umask, flags, ctx.uid, ctx.gid
         )
+        self._openers[fh] = ctx.pid
         return FileInfo(fh=fh, keep_cache=True), self._entry(made)
 
     @guard
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=await self._fs.open(Ino(inode), flags), keep_cache=True)
+        fh = await self._fs.open(Ino(inode), flags)
+        self._openers[fh] = ctx.pid
+        return FileInfo(fh=fh, keep_cache=True)
 
     @guard
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -219,17 +222,21 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._fs.fsync(fh, datasync)
+        with self._watched(fh):
+            await self._fs.fsync(fh, datasync)
 
     @guard
     async def release(self, fh: int) -> None:
+        self._openers.pop(fh, None)
         await self._fs.release(fh)
 
     # ------------------------------------------------------------------ folders
 
     @guard
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return await self._fs.opendir(Ino(inode))
+        fh = await self._fs.opendir(Ino(inode))
+        self._openers[fh] = ctx.pid
+        return fh
 
     @guard
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -245,11 +252,13 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def releasedir(self, fh: int) -> None:
+        self._openers.pop(fh, None)
         await self._fs.releasedir(fh)
 
     @guard
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self._fs.fsyncdir(fh)
+        with self._watched(fh):
+            await self._fs.fsyncdir(fh)
 
     # ------------------------------------------------------------------ the rest
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import re
+import select
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import trio
 
 from stashcordfs.errors import StashcordError, UsageError
 
@@ -25,9 +29,15 @@ _FLAGS = frozenset(
 )  # fmt: skip
 _OURS = frozenset({"noatime", "relatime", "atime", "rw", "defaults", "_netdev", "user", "noauto"})
 _READ_AHEAD_KIB = 1024
-_MAX_BACKGROUND = 64
+# Over the 64 reads that may wait for the network: kernel read-ahead and write-back share this, so
+# that stuck reads would else hold up what others write (fs/fuse/dev.c, fuse_block_alloc).
+_MAX_BACKGROUND = 96
+_CONNECTIONS = Path("/sys/fs/fuse/connections")
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # the numbers are the same on all machines
+_FSCONFIG_CMD_CREATE = 6  # linux/mount.h
+_LEFT_S = 1.0  # for what is under way at the end
 _MIN_TASKS = 16
-_MAX_TASKS = 300  # room for `stat` while many readers wait for the network
+_MAX_TASKS = 600  # room for `stat` while many reads and fsyncs wait for the network
 
 
 def kernel_options(name: str, options: Mapping[str, str | bool]) -> set[str]:
@@ -64,6 +74,7 @@ class Session:
         self._mountpoint = mountpoint
         self._options = kernel_options(name, options)
         self._serving = False
+        self._stopped = trio.Event()
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -81,14 +92,48 @@ class Session:
             pyfuse3.close(unmount=True)
 
     async def serve(self) -> None:
-        """Serve requests until unmounted or `stop`."""
+        """Serve requests until unmounted or `stop`.
+
+        pyfuse3 waits for the handlers under way. Those that wait for the network are given up soon
+        after the end: their programs, if they are still there, get an error when the connection to
+        the kernel closes.
+        """
         self._serving = True
-        await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
+            nursery.start_soon(self._watch_connection)
+            await pyfuse3.main(_MIN_TASKS, _MAX_TASKS)
+            nursery.cancel_scope.cancel()
+
+    async def _give_up(self, serving: trio.CancelScope) -> None:
+        await self._stopped.wait()
+        await trio.sleep(_LEFT_S)
+        serving.cancel()
+
+    async def _watch_connection(self) -> None:
+        """Notice that the kernel has ended it, when the last user of a detached mount has gone.
+
+        An epoll that asks for nothing tells of errors alone (epoll_ctl(2)), so no request wakes it.
+        """
+        with select.epoll() as ended:
+            ended.register(_device(), 0)
+            await trio.lowlevel.wait_readable(ended.fileno())
+            self._stopped.set()
 
     def stop(self) -> None:
         """End `serve`."""
         if self._serving:
             pyfuse3.terminate()
+        self._stopped.set()
+
+
+def _device() -> int:
+    """The connection's descriptor, which pyfuse3 keeps to itself. There is one a process."""
+    return next(
+        int(path.name)
+        for path in Path("/proc/self/fd").iterdir()
+        if os.path.realpath(path) == "/dev/fuse"
+    )
 
 
 def _tune(mountpoint: Path) -> None:
@@ -103,12 +148,46 @@ def _tune(mountpoint: Path) -> None:
             device = fields[2]
     if not device:
         return
-    minor = device.partition(":")[2]
-    for path, value in (
-        (Path(f"/sys/class/bdi/{device}/read_ahead_kb"), _READ_AHEAD_KIB),
-        (Path(f"/sys/fs/fuse/connections/{minor}/max_background"), _MAX_BACKGROUND),
-    ):
-        try:
-            path.write_text(f"{value}\n", encoding="ascii")
-        except OSError as error:
-            log.info("left as it is: %s (%s)", path, error.strerror)
+    _write_tuned(Path(f"/sys/class/bdi/{device}/read_ahead_kb"), _READ_AHEAD_KIB)
+    name = f"{device.partition(':')[2]}/max_background"
+    try:
+        connections = _open_connections()
+    except OSError as error:
+        log.info("left as it is: %s (%s)", name, error.strerror)
+        return
+    try:
+        _write_tuned(Path(f"/proc/self/fd/{connections}") / name, _MAX_BACKGROUND)
+    finally:
+        os.close(connections)
+
+
+def _write_tuned(path: Path, value: int) -> None:
+    try:
+        path.write_text(f"{value}\n", encoding="ascii")
+    except OSError as error:
+        log.info("left as it is: %s (%s)", path, error.strerror)
+
+
+def _open_connections() -> int:
+    """The kernel's directory of FUSE connections. OSError when it can't be had.
+
+    systemd mounts it, and each connection's files are its user's. Elsewhere, as in containers, root
+    gets a mount of it that nobody else sees (fsopen(2)).
+    """
+    if _CONNECTIONS.is_mount():
+        return os.open(_CONNECTIONS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    control = _syscall(_FSOPEN, b"fusectl", 1)  # FSOPEN_CLOEXEC
+    try:
+        _syscall(_FSCONFIG, control, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return _syscall(_FSMOUNT, control, 1, 0)  # FSMOUNT_CLOEXEC
+    finally:
+        os.close(control)
+
+
+def _syscall(number: int, *args: int | bytes | None) -> int:
+    """A system call that Python has no function for. OSError."""
+    result = ctypes.CDLL(None, use_errno=True).syscall(number, *args)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return int(result)

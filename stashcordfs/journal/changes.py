@@ -6,23 +6,36 @@ sealed bytes stand for them until Discord has it.
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from stashcordfs.crypto.keys import object_filename
 from stashcordfs.journal.outbox import Outbox
-from stashcordfs.types import Location, ObjectId
+from stashcordfs.types import DAMAGED_CHUNK, Location, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from stashcordfs.journal.sqlite.database import Recorded
+    from stashcordfs.types import Attributes, Ino
 
 _REMEMBER_NS = 30 * 86_400 * 10**9
 _COLUMNS = (
     "object_id, kind, number, part, last_change, made_ns, digest, size, channel, message,"
     " attachment"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """So many bytes of a block that never reached Discord. `cut`: the file ends before them now."""
+
+    ino: Ino
+    index: int
+    size_bytes: int
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +101,89 @@ class Changes(Outbox):
             " WHERE sealed IS NOT NULL AND message = 0)"
         )
         return None if row is None else row[0]
+
+    # ------------------------------------------------------------------ after a recovery
+
+    async def note_losses(
+        self, dirty: Iterable[tuple[Ino, int]], block_bytes: int
+    ) -> tuple[list[Lost], list[tuple[Ino, int]]]:
+        """Settle blocks (inode, index, in order) that a lost machine alone had: lost, and older.
+
+        What never reached Discord is an error when it is read, never zeros. Only where a file had
+        grown at its end, it ends where its content ends. Of older blocks Discord has what they were
+        before. Uploads that were under way are no more.
+        """
+        lost: list[Lost] = []
+        older: list[tuple[Ino, int]] = []
+        for ino, group in groupby(dirty, key=lambda block: block[0]):
+            found = self._engine.inode(ino)
+            if found is not None:
+                await self._lose(found, [index for _, index in group], block_bytes, lost, older)
+        with self._db.operation:
+            self._db.run(
+                "DELETE FROM chunks WHERE pack IN (SELECT id FROM packs WHERE message = 0)"
+            )
+            self._db.run("DELETE FROM packs WHERE message = 0")
+        return lost, older
+
+    async def _lose(
+        self,
+        found: Attributes,
+        indexes: Iterable[int],
+        block_bytes: int,
+        lost: list[Lost],
+        older: list[tuple[Ino, int]],
+    ) -> None:
+        for index in indexes:
+            ino = found.ino
+            end = min(block_bytes, found.size - index * block_bytes)
+            row = self._db.one(
+                "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
+            )
+            valid = row[0] if row else 0
+            if valid:
+                older.append((ino, index))
+            if valid >= end:
+                continue
+            beyond = self._db.one(
+                "SELECT 1 FROM chunk_list WHERE ino = ? AND idx > ? LIMIT 1", (ino, index)
+            )
+            if valid and not beyond:
+                size = index * block_bytes + valid
+                lost.append(Lost(ino, index, found.size - size, cut=True))
+                with self._db.operation:
+                    self._engine.update_inode(found, found._replace(size=size))
+                return  # what follows was beyond this end
+            lost.append(Lost(ino, index, end))
+            with self._db.operation:
+                self._db.run(
+                    "INSERT OR REPLACE INTO chunk_list VALUES (?,?,?,?)",
+                    (ino, index, DAMAGED_CHUNK, end),
+                )
+                self._engine.add_stored(ino, end - valid)
+
+    async def adopt_nodes(
+        self, nodes: Iterable[tuple[Attributes, Sequence[tuple[Ino, bytes]]]]
+    ) -> None:
+        """Inodes with the numbers that they had, and their names; link counts are made here.
+
+        A name that is taken gets the inode's number behind it.
+        """
+        with self._db.operation:
+            for attributes, names in nodes:
+                folder = stat.S_ISDIR(attributes.mode)
+                links = 2 if folder else len(names)
+                self._engine.insert_inode(attributes._replace(nlink=links))
+                for parent, name in names:
+                    taken = self._engine.entry(parent, name) is not None
+                    free = b"%b~%d" % (name[:200], attributes.ino) if taken else name
+                    self._engine.insert_entry(parent, free, attributes.ino)
+            self._db.run(
+                "UPDATE inodes SET nlink = 2 + (SELECT count(*) FROM dirents d JOIN inodes i"
+                " ON i.ino = d.ino WHERE d.parent = inodes.ino AND (i.mode & ?1) = ?2)"
+                " WHERE (mode & ?1) = ?2",
+                (stat.S_IFMT(0o170000), stat.S_IFDIR),
+            )
 
     # ------------------------------------------------------------------ own objects
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from stashcordfs.types import Attributes, ChunkRef, Ino, Location, ObjectId
+    from stashcordfs.types import Attributes, ChunkId, ChunkRef, Ino, Location, ObjectId
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,17 @@ class ChunkEntry:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An upload whose outcome is not in the journal yet: its packs' names and sizes by id."""
+    """An upload whose outcome is not in the journal yet: its packs' names and sizes by id.
+
+    `since_ns` is when it was begun, Unix time; `chunk_ids` are those of all its packs.
+    """
 
     id: int
     nonce: str
     after_message: int
+    since_ns: int
     packs: dict[ObjectId, tuple[str, int]]
+    chunk_ids: frozenset[ChunkId]
 
 
 class Engine(Protocol):
@@ -49,8 +54,8 @@ class Engine(Protocol):
     def insert_inode(self, attributes: Attributes) -> None:
         """Store a new inode."""
 
-    def update_inode(self, attributes: Attributes) -> None:
-        """Store an inode anew, whole."""
+    def update_inode(self, found: Attributes, after: Attributes) -> None:
+        """Store an inode anew, but for its stored bytes."""
 
     def touch_folder(self, ino: Ino, now_ns: int, *, subfolders: int = 0) -> None:
         """A name in the folder changed: mtime and ctime; a link for each subfolder more or less."""
@@ -59,7 +64,7 @@ class Engine(Protocol):
         """Store how many links an inode has, and its ctime."""
 
     def delete_inode(self, found: Attributes) -> None:
-        """Forget the inode with its link target; its extended attributes are gone already."""
+        """Forget the inode with its link target and extended attributes."""
 
     def entry(self, parent: Ino, name: bytes) -> Attributes | None:
         """The inode that a name leads to."""

@@ -11,8 +11,8 @@ from stashcordfs.journal.sqlite.checks import (
     check_packs,
     check_reach,
 )
-from stashcordfs.journal.sqlite.inspection import Fault, Inspection, inspect
-from stashcordfs.journal.sqlite.repairs import forget_cached, mend, rebuild_indexes
+from stashcordfs.journal.sqlite.inspection import Fault, Inspection, inspect, readable
+from stashcordfs.journal.sqlite.repairs import LostFile, forget_cached, mend, rebuild_indexes
 from stashcordfs.journal.sqlite.salvage import salvage
 from stashcordfs.journal.sqlite.schema import VERSION
 
@@ -20,6 +20,7 @@ __all__ = [
     "VERSION",
     "Fault",
     "Inspection",
+    "LostFile",
     "check_chunk_lists",
     "check_chunks",
     "check_inodes",
@@ -30,6 +31,7 @@ __all__ = [
     "forget_cached",
     "inspect",
     "mend",
+    "readable",
     "rebuild_indexes",
     "salvage",
 ]

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 XATTR_VALUE_MAX = 65_536  # XATTR_SIZE_MAX, linux/limits.h
 _BATCH = 4000  # rows of a chunk list deleted before others get a turn
-_XATTRS_AT_ONCE = (
-    16  # 1 MiB of old values at most, as a segment must hold the group that they are in
-)
+XATTRS_MAX = 1 << 20  # of one inode: they go at once with it, and a segment must hold that
 
 
 class Journal(Changes):
@@ -136,11 +134,35 @@ class Journal(Changes):
             self._db.names_changed = True
             return rules.link(self._engine, ino, parent, name, now_ns=now_ns)
 
-    async def unlink(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
-        """Remove a name; the attributes after, whose nlink may be 0."""
+    async def unlink(
+        self,
+        parent: Ino,
+        name: bytes,
+        *,
+        now_ns: int,
+        kept: Callable[[Attributes], bool] = lambda _: True,
+        local: Callable[[Ino], bool] = lambda _: True,
+    ) -> Attributes:
+        """Remove a name; the attributes after, whose nlink may be 0.
+
+        An inode without a name that is not `kept` is forgotten in the same operation, as by
+        `purge`: it should be small, since its chunk list goes in one statement.
+        """
+        forgotten = False
+
+        def decide(found: Attributes) -> bool:
+            nonlocal forgotten
+            forgotten = not kept(found)
+            return not forgotten
+
         with self._db.operation:
             self._db.names_changed = True
-            return rules.unlink(self._engine, parent, name, now_ns=now_ns)
+            found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=decide)
+            if forgotten:
+                if found.blocks:
+                    self._db.run("DELETE FROM chunk_list WHERE ino = ?", (found.ino,))
+                self._forget(found, local=local(found.ino))
+            return found
 
     async def rmdir(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Remove an empty folder."""
@@ -235,27 +257,26 @@ class Journal(Changes):
         uid: int | None = None,
         gid: int | None = None,
         size: int | None = None,
+        synced: int | None = None,
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
     ) -> Attributes:
         """Change what is given; the attributes after. The kind of an inode never changes.
 
-        The access time alone is this machine's business: no segment carries it.
+        `synced` goes with a size that a write has made: so many of its bytes are on the disk. The
+        access time alone is this machine's business: no segment carries it.
         """
         told = (mode, uid, gid, size, mtime_ns, ctime_ns)
         aside = self._db.unrecorded if all(value is None for value in told) else nullcontext
         with self._db.operation, aside():
-            return self._change(
+            after = self._change(
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
             )  # fmt: skip
-
-    async def grow(self, ino: Ino, size: int, *, synced: int) -> None:
-        """Set the size of a file that was written to; of its bytes, `synced` are on the disk."""
-        with self._db.operation:
-            self._change(ino, size=size)
-            self._put_synced_size(ino, synced, whole=synced >= size)
+            if size is not None and synced is not None:
+                self._put_synced_size(ino, synced, whole=synced >= size)
+            return after
 
     async def size_synced(self, ino: Ino, size: int, *, whole: bool) -> None:
         """The first `size` bytes are durable; `whole`: so is everything that was written."""
@@ -303,9 +324,7 @@ class Journal(Changes):
             blocks=found.blocks,
         )
         self._db.touched.add((ino, -1))
-        self._engine.update_inode(after)
-        if after.size != found.size:
-            self._engine.set_size(found, after.size)
+        self._engine.update_inode(found, after)
         return after
 
     async def truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
@@ -363,17 +382,8 @@ class Journal(Changes):
             if gone < _BATCH:
                 break
             await trio.lowlevel.checkpoint()
-        gone = _XATTRS_AT_ONCE
-        while gone == _XATTRS_AT_ONCE:
-            with self._db.operation:
-                self._db.run(
-                    "DELETE FROM xattrs WHERE ino = ?1 AND name IN"
-                    " (SELECT name FROM xattrs WHERE ino = ?1 LIMIT ?2)",
-                    (ino, _XATTRS_AT_ONCE),
-                )
-                gone = self._db.changes()
-                if gone < _XATTRS_AT_ONCE:
-                    self._forget(found, local=local)
+        with self._db.operation:
+            self._forget(found, local=local)
 
     def _forget(self, found: Attributes, *, local: bool) -> None:
         for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
@@ -390,11 +400,23 @@ class Journal(Changes):
         return bytes(row[0])
 
     async def set_xattr(self, ino: Ino, name: bytes, value: bytes, *, now_ns: int) -> None:
-        """Set a value. ERANGE for a name over 255 bytes, E2BIG for a value over 64 KiB."""
+        """Set a value. ERANGE for a name over 255 bytes, E2BIG for a value over 64 KiB.
+
+        ENOSPC when the inode's attributes would be more than 1 MiB together, as file systems with
+        such a bound have it (xattr(7)).
+        """
         if len(name) > rules.NAME_MAX:
             raise FsError(errno.ERANGE)
         if len(value) > XATTR_VALUE_MAX:
             raise FsError(errno.E2BIG)
+        others = self._db.one(
+            "SELECT coalesce(sum(length(name) + length(value)), 0) FROM xattrs"
+            " WHERE ino = ? AND name != ?",
+            (ino, name),
+        )
+        assert others is not None
+        if others[0] + len(name) + len(value) > XATTRS_MAX:
+            raise FsError(errno.ENOSPC)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
             self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
@@ -402,6 +424,11 @@ class Journal(Changes):
     async def list_xattrs(self, ino: Ino) -> list[bytes]:
         """Names."""
         return [bytes(r[0]) for r in self._db.all("SELECT name FROM xattrs WHERE ino=?", (ino,))]
+
+    async def inodes_with_xattr(self, name: bytes) -> list[tuple[Ino, bytes]]:
+        """Every inode that has this attribute, with its value. Looks at all attributes."""
+        rows = self._db.all("SELECT ino, value FROM xattrs WHERE name = ?", (name,))
+        return [(Ino(ino), bytes(value)) for ino, value in rows]
 
     async def remove_xattr(self, ino: Ino, name: bytes, *, now_ns: int) -> None:
         """Remove one; ENODATA when there is none."""

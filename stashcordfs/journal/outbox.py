@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
 from stashcordfs.journal.engine import ChunkEntry, Intent
+from stashcordfs.journal.holdings import Holdings
 from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ _NOWHERE = Location(0, 0, 0, "", 0)
 Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
 
 
-class Outbox:
+class Outbox(Holdings):
     """What uploading, reading and the block cache keep in the journal."""
 
     def __init__(
@@ -72,6 +74,13 @@ class Outbox:
             Location(channel, message, attachment, filename, size),
             valid,
         )  # fmt: skip
+
+    async def valid_length(self, ino: Ino, index: int) -> int:
+        """How many bytes of a block its chunk gives; 0 for a hole. Cheaper than `chunk_at`."""
+        row = self._db.one(
+            "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
+        )
+        return 0 if row is None else int(row[0])
 
     async def find_chunk(self, chunk_id: ChunkId) -> int | None:
         """A chunk that Discord is known to have, by its keyed hash."""
@@ -181,6 +190,18 @@ class Outbox:
             for name, after, at in self._db.all("SELECT * FROM watched ORDER BY given_up_ns")
         ]
 
+    async def messages_of(self, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+        """Channel and message of the packs by these names; message 0: not known yet.
+
+        Without an index, for it is asked for seldom: what has no pack is not among them.
+        """
+        rows = self._db.all(
+            "SELECT filename, channel, message FROM packs"
+            " WHERE filename IN (SELECT value FROM json_each(?))",
+            (json.dumps(sorted(names)),),
+        )
+        return {name: (channel, message) for name, channel, message in rows}
+
     async def unwatch(self, names: Iterable[str]) -> None:
         """They were deleted, or will not come any more."""
         with self._db.operation:
@@ -190,8 +211,8 @@ class Outbox:
     async def open_intents(self) -> list[Intent]:
         """Uploads whose outcome the journal does not know, oldest first."""
         found = []
-        for intent, nonce, after in self._db.all(
-            "SELECT id, nonce, after_message FROM intents ORDER BY id"
+        for intent, nonce, after, since_ns in self._db.all(
+            "SELECT id, nonce, after_message, created_ns FROM intents ORDER BY id"
         ):
             packs = self._db.all(
                 "SELECT p.object_id, p.filename, p.size FROM intent_packs i"
@@ -199,8 +220,14 @@ class Outbox:
                 " WHERE i.intent = ?",
                 (intent,),
             )
+            chunks = self._db.all(
+                "SELECT c.chunk_id FROM intent_packs i JOIN chunks c ON c.pack = i.pack"
+                " WHERE i.intent = ?",
+                (intent,),
+            )
             wanted = {ObjectId(bytes(oid)): (name, size) for oid, name, size in packs}
-            found.append(Intent(intent, nonce, after, wanted))
+            chunk_ids = frozenset(ChunkId(bytes(row[0])) for row in chunks)
+            found.append(Intent(intent, nonce, after, since_ns, wanted, chunk_ids))
         return found
 
     # ------------------------------------------------------------------ what is only here
@@ -283,6 +310,11 @@ class Outbox:
         self._engine.versions.reserve(count)
         self._db.commit()
         return self._engine.versions.take(count)
+
+    def versions_given(self) -> int:
+        """No version above this one has ever been given."""
+        row = self._db.one("SELECT value FROM local WHERE key = 'next_version'")
+        return int(row[0]) if row else 1
 
     async def get_local(self, key: str) -> str | None:
         """A fact of this machine."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import stat
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import FsError
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stashcordfs.journal.engine import Engine
 
 NAME_MAX = 255
@@ -114,17 +115,24 @@ def link(engine: Engine, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> 
     engine.set_links(ino, found.nlink + 1, now_ns)
     engine.insert_entry(parent, name, ino)
     engine.touch_folder(parent, now_ns)
-    return replace(found, nlink=found.nlink + 1, ctime_ns=now_ns)
+    return found._replace(nlink=found.nlink + 1, ctime_ns=now_ns)
 
 
-def unlink(engine: Engine, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
-    """Remove a name that is not a folder's. Returns what is left of the inode."""
+def unlink(
+    engine: Engine, parent: Ino, name: bytes, *, now_ns: int, kept: Callable[[Attributes], bool]
+) -> Attributes:
+    """Remove a name that is not a folder's. Returns what is left of the inode.
+
+    `kept` says whether an inode without a name stays for now; else the caller forgets it.
+    """
     _folder(engine, parent)
     found = _existing(engine, parent, name)
     if _is_folder(found):
         raise FsError(errno.EISDIR)
     engine.delete_entry(parent, name)
     engine.touch_folder(parent, now_ns)
+    if found.nlink == 1 and not kept(found):
+        return found._replace(nlink=0, ctime_ns=now_ns)
     return _lose_name(engine, found, now_ns)
 
 
@@ -144,7 +152,7 @@ def rmdir(engine: Engine, parent: Ino, name: bytes, *, now_ns: int) -> Attribute
 def _lose_name(engine: Engine, found: Attributes, now_ns: int) -> Attributes:
     nlink = 0 if _is_folder(found) else found.nlink - 1
     engine.set_links(found.ino, nlink, now_ns)
-    return replace(found, nlink=nlink, ctime_ns=now_ns)
+    return found._replace(nlink=nlink, ctime_ns=now_ns)
 
 
 def rename(

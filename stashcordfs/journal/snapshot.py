@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from stashcordfs.errors import JournalError
-from stashcordfs.journal.sqlite import schema
+from stashcordfs.journal.sqlite import checksums, schema
+from stashcordfs.journal.sqlite.database import prepare_apsw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
-
-    from stashcordfs.types import Ino
 
 _KIND_SEGMENT = 2
 _ATIME = 7  # of `inodes`: not recorded when it changes alone, so a copy may be behind in it
@@ -123,30 +122,6 @@ class Rebuild:
                 except apsw.AbortError as error:
                     raise JournalError(f"a change does not fit the journal ({misfit})") from error
 
-    def blocks_without_content(
-        self, dirty: Iterable[tuple[Ino, int]], block_bytes: int
-    ) -> tuple[list[tuple[Ino, int, int]], list[tuple[Ino, int]]]:
-        """Of blocks that the lost machine alone had: what is missing, and what is older here.
-
-        Missing: (inode, index, first byte that cannot be had); older: the block has content of
-        before. Blocks of files that are no more, or are shorter now, are in neither.
-        """
-        missing, older = [], []
-        for ino, index in dirty:
-            size = self._db.execute("SELECT size FROM inodes WHERE ino = ?", (ino,)).fetchone()
-            if size is None or size[0] <= index * block_bytes:
-                continue
-            end = min(block_bytes, size[0] - index * block_bytes)
-            row = self._db.execute(
-                "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
-            ).fetchone()
-            start = row[0] if row else 0
-            if start:
-                older.append((ino, index))
-            if start < end:
-                missing.append((ino, index, start))
-        return missing, older
-
     def execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Run a statement of recovery's own; its rows."""
         with _as_ours():
@@ -157,6 +132,8 @@ class Rebuild:
         with _as_ours(), self._db:
             for key, value in facts.items():
                 self._db.execute("INSERT OR REPLACE INTO local VALUES (?,?)", (key, value))
+        with _as_ours():
+            checksums.begin(self._db)
 
 
 def _differs_in_atime_alone(change: apsw.TableChange) -> bool:
@@ -182,6 +159,7 @@ def _as_ours() -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[apsw.Connection]:
+    prepare_apsw()
     with _as_ours():
         db = apsw.Connection(str(path))
         try:

@@ -176,6 +176,7 @@ def _journal_stages(look: Inspection, place: Place) -> list[_Stage]:
 
 def _local_stages(local: LocalState) -> list[_Stage]:
     return [
+        _Stage("whose the local files are", 0, lambda _: local.read_owners()),
         _Stage("marks and unsent data", 0, lambda _: local.check_marks()),
         _Stage("local files", 0, lambda _: local.check_files()),
         _Stage("cached blocks", local.cached_bytes(), local.check_cached),
@@ -199,9 +200,10 @@ def repair(place: Place, *, power_lost: bool = False, progress: Progress) -> Rep
         progress("mending", 0, 0)
         if "sqlite" in before.errors:
             done += _mend_file(place.journal)
-        done += journal.mend(place.journal, place.block_bytes)
+        older, lost = (False, []) if power_lost else _unknown_data(place)
+        done += journal.mend(place.journal, place.block_bytes, lost)
         if not power_lost:
-            done += _mend_local(place)
+            done += _mend_local(place, older=older)
     except JournalError as error:
         before.repaired, before.journal_copy = done, str(copy)
         before.add(Fault("sqlite", str(error)))
@@ -255,16 +257,38 @@ def _mend_file(path: Path) -> list[str]:
     return [f"a new journal was made of what could be read of the old one: {rows}"]
 
 
-def _mend_local(place: Place) -> list[str]:
-    """Marks for what was synced and lost them; rows of rotten cached blocks go."""
+def _unknown_data(place: Place) -> tuple[bool, list[journal.LostFile]]:
+    """Whether the journal is older than what lies beside it, and unsent data it does not know."""
+    with journal.inspect(place.journal) as look:
+        local = LocalState(look, place.folder, place.block_bytes)
+        for stage in (local.read_owners, local.check_marks, local.check_files):
+            for _ in stage():
+                pass
+        return local.older, local.unknown if local.older else []
+
+
+def _mend_local(place: Place, *, older: bool) -> list[str]:
+    """Marks for what was synced and lost them; rows of rotten cached blocks go.
+
+    Beside an `older` journal, files of inodes that it does not know go where no mount removes them.
+    """
     nothing: Callable[[int], None] = lambda _: None  # noqa: E731
     with journal.inspect(place.journal) as look:
         local = LocalState(look, place.folder, place.block_bytes)
-        for stage in (local.check_marks, partial(local.check_cached, nothing)):
+        for stage in (
+            local.read_owners,
+            local.check_marks,
+            local.check_files,
+            partial(local.check_cached, nothing),
+        ):
             for _ in stage():
                 pass
         marked, rotten = local.mark_anew(), local.rotten
+        folder = place.folder / "lost-blocks"
+        moved = local.save_strays(folder) if older else 0
     done = []
+    if moved:
+        done.append(f"{moved} local files of unknown inodes moved to {folder}")
     if marked:
         done.append(f"{marked} blocks that are not on Discord marked anew")
     if rotten:

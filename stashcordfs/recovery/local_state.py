@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from stashcordfs.cache import Marks, agrees
+from stashcordfs.cache import Marks, agrees, folder_name, read_owners
 from stashcordfs.errors import LocalDiskError
-from stashcordfs.journal.inspection import Fault
+from stashcordfs.journal.inspection import Fault, LostFile
 from stashcordfs.types import PAGE_BYTES, Ino
 
 if TYPE_CHECKING:
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
     from stashcordfs.cache import Mark
     from stashcordfs.journal.inspection import Inspection
 
-_LOCAL_NAME = re.compile(r"([0-9a-f]{1,16})\.([0-9a-f]{1,16})")
-_KEEPS = re.compile(r"[0-9a-f]{2}")
-_SPARE = "spare"
+_NUMBER = re.compile(r"[0-9a-f]{1,15}")
+_FOLDER = re.compile(r"n[0-9a-f]{4,}")
+_OWNERS = "owners"
 
 _GENERATION = "SELECT generation FROM generations WHERE ino = ?"
 _SIZE = "SELECT size FROM inodes WHERE ino = ?"
+
+
+class LocalKey(NamedTuple):
+    """Whose a local file is."""
+
+    ino: int
+    generation: int
 
 
 class LocalState:
@@ -40,13 +47,52 @@ class LocalState:
         self._marks_path = folder / "marks.map"
         self._block_bytes = block_bytes
         self._marked: dict[tuple[int, int], Mark] = {}
+        self.unknown: list[LostFile] = []  # marked files that the journal does not know
+        self.strays: list[
+            tuple[LocalKey, Path]
+        ] = []  # local files of inodes that the journal does not know
+        self.older = False  # the journal is older than what lies beside it
         self.unmarked: list[tuple[int, int, int]] = []  # inode, block, pages: synced, not marked
         self.rotten: list[tuple[int, int]] = []  # cached blocks that are not what they should be
 
-    def _file(self, ino: int, generation: int) -> Path:
-        return self._blocks / f"{ino & 255:02x}" / f"{ino:x}.{generation:x}"
+    def read_owners(self) -> Iterator[Fault]:
+        """Whose the local files are. Must run first; kept in SQLite, as there may be a million."""
+        run = self._look.run
+        run("DROP TABLE IF EXISTS temp.local_files")
+        run(
+            "CREATE TEMP TABLE local_files (ino INTEGER NOT NULL, generation INTEGER NOT NULL,"
+            " number INTEGER NOT NULL, PRIMARY KEY (ino, generation)) WITHOUT ROWID"
+        )
+        try:
+            for number, (ino, generation) in read_owners(self._blocks):
+                try:
+                    run(
+                        "INSERT OR IGNORE INTO temp.local_files VALUES (?,?,?)",
+                        (ino, generation, number),
+                    )
+                except OverflowError:
+                    yield Fault("owners", f"local file {number:x} is of no inode that can be")
+        except LocalDiskError as error:
+            yield Fault("owners", f"whose the local files are cannot be read: {error}")
 
-    def _own(self, ino: int) -> Path:
+    def _file(self, ino: int, generation: int) -> Path | None:
+        """The local file of an inode's generation, None when there is none."""
+        found = next(
+            self._look.rows(
+                "SELECT number FROM temp.local_files WHERE ino = ? AND generation = ?",
+                (ino, generation),
+            ),
+            None,
+        )
+        if found is None:
+            return None
+        path = self._path(found[0])
+        return path if path.exists() else None
+
+    def _path(self, number: int) -> Path:
+        return self._blocks / folder_name(number) / f"{number:x}"
+
+    def _own(self, ino: int) -> Path | None:
         return self._file(ino, self._look.number(_GENERATION, (ino,)))
 
     # ------------------------------------------------------------------ marks and dirty rows
@@ -68,7 +114,9 @@ class LocalState:
 
     def _check_mark(self, mark: Mark) -> Iterator[Fault]:
         given = self._look.local("next_version")
-        if mark.version > max(given, 1):
+        newer = mark.version > max(given, 1)
+        if newer:
+            self.older = True
             yield Fault(
                 "journal-age",
                 f"a block was marked with version {mark.version}, the journal has given {given}: "
@@ -77,6 +125,11 @@ class LocalState:
             )
         size = next(self._look.rows(_SIZE, (mark.ino,)), None)
         generation = self._look.number(_GENERATION, (mark.ino,))
+        file = self._file(mark.ino, mark.generation)
+        if file is not None and (newer or size is None):
+            self.unknown.append(
+                LostFile(mark.ino, mark.generation, file.stat().st_size, mark.version)
+            )
         if size is None or generation != mark.generation:
             yield Fault("leftovers", f"a mark of inode {mark.ino}, which is no more", note=True)
             return
@@ -84,7 +137,7 @@ class LocalState:
             yield Fault("leftovers", f"a mark beyond the end of inode {mark.ino}", note=True)
             return
         self._marked[mark.ino, mark.index] = mark
-        if not self._file(mark.ino, mark.generation).exists():
+        if file is None:
             what = f"{self._look.path(mark.ino)}: block {mark.index}"
             yield Fault("unsent-data", f"{what}: not on Discord, and its local file is missing")
 
@@ -94,7 +147,7 @@ class LocalState:
         ):
             what = f"{self._look.path(ino)}: block {index}"
             path = self._own(ino)
-            if not path.exists():
+            if path is None:
                 yield Fault("unsent-data", f"{what}: was synced, and its local file is missing")
                 continue
             if (ino, index) not in self._marked:
@@ -154,7 +207,7 @@ class LocalState:
                 yield Fault("leftovers", f"{what}: a row of what it was before", note=True)
                 continue
             path = self._own(ino)
-            data = _read(path, index * self._block_bytes, length)
+            data = _read(path, index * self._block_bytes, length) if path else None
             tick(length)
             if data is None:
                 yield Fault("leftovers", f"{what}: not here any more", note=True)
@@ -167,35 +220,48 @@ class LocalState:
         return self._look.number("SELECT sum(length) FROM cached")
 
     def check_files(self) -> Iterator[Fault]:
-        """Files under blocks/ that no inode has. The next mount removes those with a local name."""
-        given = self._look.local("next_ino")
+        """Files under blocks/ that no inode has. The next mount empties those that are its own."""
         for folder in sorted(self._blocks.iterdir()) if self._blocks.is_dir() else ():
-            if folder.name == _SPARE:
+            if folder.name == _OWNERS:
                 continue
-            if not folder.is_dir() or not _KEEPS.fullmatch(folder.name):
+            if not folder.is_dir() or not _FOLDER.fullmatch(folder.name):
                 yield Fault("stray-files", f"{folder}: nothing of this program")
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    yield from self._check_file(entry, given)
+                    if not _NUMBER.fullmatch(entry.name) or not entry.is_file(
+                        follow_symlinks=False
+                    ):
+                        yield Fault("stray-files", f"{entry.path}: nothing of this program")
+        given = self._look.local("next_ino")
+        unknown = (
+            "SELECT f.ino, f.generation, f.number, i.ino FROM temp.local_files f"
+            " LEFT JOIN inodes i ON i.ino = f.ino LEFT JOIN generations g ON g.ino = f.ino"
+            " WHERE i.ino IS NULL OR f.generation != coalesce(g.generation, 0)"
+        )
+        for ino, generation, number, known in self._look.rows(unknown):
+            if known is None:
+                self.strays.append((LocalKey(ino, generation), self._path(number)))
+            if ino >= max(given, 2):
+                self.older = True
+                yield Fault(
+                    "journal-age",
+                    f"a local file is of inode {ino}, which the journal has never given: it is "
+                    "older than this machine's data",
+                )
+            else:
+                yield Fault("leftovers", f"a local file of inode {ino}, which is no more", True)
 
-    def _check_file(self, entry: os.DirEntry[str], given: int) -> Iterator[Fault]:
-        match = _LOCAL_NAME.fullmatch(entry.name)
-        if match is None or not entry.is_file(follow_symlinks=False):
-            yield Fault("stray-files", f"{entry.path}: nothing of this program")
-            return
-        ino, generation = int(match[1], 16), int(match[2], 16)
-        if ino >= max(given, 2):
-            yield Fault(
-                "journal-age",
-                f"a local file is of inode {ino}, which the journal has never given: it is older "
-                "than this machine's data",
-            )
-            return
-        known = next(self._look.rows(_SIZE, (ino,)), None)
-        if known is None or self._look.number(_GENERATION, (ino,)) != generation:
-            text = f"a local file of inode {ino}, which is no more"
-            yield Fault("leftovers", text, note=True)
+    def save_strays(self, folder: Path) -> int:
+        """Move unmarked files of unknown inodes away, where the next mount does not empty them."""
+        marked = {LocalKey(file.ino, file.generation) for file in self.unknown}
+        saved = 0
+        for key, path in self.strays:
+            if key not in marked and path.exists() and path.stat().st_size:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                path.rename(folder / f"{key.ino:x}.{key.generation:x}")
+                saved += 1
+        return saved
 
 
 def _read(path: Path, offset: int, length: int) -> bytes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stashcordfs.errors import ObjectCorrupt
 from stashcordfs.types import Location
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 RECORD_PREFIX = "stashcordfs-volume-"
 MAX_RECORD_BYTES = 64 << 10
+
+
+class Page(NamedTuple):
+    """Attachments of some messages, oldest first. `last`: the last id looked at, None: no more."""
+
+    attachments: list[Location]
+    last: int | None
 
 
 class Uploadable(Protocol):
@@ -39,12 +46,18 @@ class ObjectStore(Protocol):
     def limits(self) -> Limits:
         """What one message may carry now."""
 
+    async def ping(self) -> None:
+        """One small request, not repeated: returns when the store answers. DiscordError."""
+
     async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Post one message; where each pack is, in order.
 
         OutcomeUnknown: it may be stored (repeat with the same nonce, or `find`). TooLarge: the
         limits were lowered, pack anew.
         """
+
+    def doubtful(self, nonce: str) -> bool:
+        """Whether a post under this nonce succeeded, but may yet be carried out once more."""
 
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
         """Exactly these bytes. ObjectMissing, ObjectCorrupt when shorter than recorded."""
@@ -54,6 +67,21 @@ class ObjectStore(Protocol):
 
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
         """Those of the named attachments that stand in own messages after this id."""
+
+    async def page(self, channel: int, after: int) -> Page:
+        """What own messages after this id carry, at most 100 of them."""
+
+    async def page_back(self, before: int | None) -> Page:
+        """What messages before this id (None: the newest) carry, at most 100, of any author.
+
+        `last` is the oldest id looked at, to go on from. Of a store that is bound to one channel.
+        """
+
+    async def attachments(self, channel: int, message: int) -> list[Location] | None:
+        """What one message carries now; None when there is no such message."""
+
+    async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
+        """The same, each occurrence of a name: one message may have been made twice."""
 
     async def listed(self, after: int) -> list[Location]:
         """Every attachment of own messages after this id, oldest first."""

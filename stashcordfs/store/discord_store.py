@@ -16,6 +16,7 @@ from stashcordfs.discord.cdn import fetch_range
 from stashcordfs.discord.client import DiscordClient, UploadFile
 from stashcordfs.discord.links import LinkLeases
 from stashcordfs.discord.models import snowflake_time
+from stashcordfs.discord.policy import UNKNOWN_MESSAGE
 from stashcordfs.errors import (
     AccessDenied,
     DiscordError,
@@ -27,8 +28,9 @@ from stashcordfs.errors import (
     StoreError,
     TooLarge,
 )
-from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, match_attachments
+from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, Page, match_attachments
 from stashcordfs.store.limits import LearnedLimits
+from stashcordfs.store.packer import least_limits
 from stashcordfs.types import Limits, Location
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 _PAGE = 100
 _RECORD_PAGES = 5  # of the channel's beginning; later records stand on its newest page
+_YOUNG_S = 60.0  # until then a message that is not shown may yet appear
+_GAP_FIRST_S, _GAP_LONGEST_S = 0.5, 5.0  # between looks for it: up to three requests each
 _BULK_S = 13 * 86_400.0  # Discord refuses bulk deletion of what is older than 14 days
 
 
@@ -51,18 +55,20 @@ class DiscordStore:
         *,
         channels: Sequence[int],
         journal_channel: int,
+        block_bytes: int = 1 << 20,
         limits: Limits | None = None,
         clock_wall: Callable[[], float] = time.time,
     ) -> None:
-        """`channels` carry packs; the record is in `journal_channel`."""
+        """`channels` carry packs; the record is in `journal_channel`. Blocks are never cut."""
         self._client = client
         self._busy = dict.fromkeys(channels, 0)
         self._journal_channel = journal_channel
-        self._learned = LearnedLimits(limits)
+        self._learned = LearnedLimits(limits, least=least_limits(block_bytes))
         self._clock_wall = clock_wall
         self._leases = LinkLeases(client, clock_wall)
         self._newest: int | None = None
         self._sent: LRUCache[str, int] = LRUCache(1024)
+        self._doubtful: LRUCache[str, bool] = LRUCache(1024)
 
     @property
     def limits(self) -> Limits:
@@ -77,6 +83,10 @@ class DiscordStore:
             self._learned.know_guild(guild.premium_tier, guild.features)
         return self.limits
 
+    async def ping(self) -> None:
+        """Ask who we are, once."""
+        await self._client.ping()
+
     async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Post one message to the channel with the fewest posts under way."""
         channel = self._channel_of(nonce)
@@ -84,14 +94,20 @@ class DiscordStore:
         self._busy[channel] = self._busy.pop(channel) + 1
         files = [UploadFile(pack.filename, pack.parts) for pack in packs]
         try:
-            message = await self._client.create_message(channel, files, nonce=nonce)
+            message = await self._client.create_message(
+                channel, files, nonce=nonce, doubt=lambda: self._doubt(nonce)
+            )
         except TooLarge as error:
             if not self._learned.too_large([pack.size for pack in packs]):
-                text = "Discord refuses even the smallest message; is there a proxy in between?"
-                raise StoreError(text) from error
+                largest = max(pack.size for pack in packs)
+                raise StoreError(
+                    f"Discord refuses even the smallest message that holds a block, of {largest} "
+                    "bytes; is there a proxy in between?"
+                ) from error
             raise
         finally:
             self._busy[channel] -= 1
+        self._learned.accepted()
         try:
             return self._locate(message, [(pack.filename, pack.size) for pack in packs])
         except ObjectCorrupt:  # what is not as it was sent must not stay
@@ -99,8 +115,34 @@ class DiscordStore:
                 await self._client.delete_message(message.channel_id, message.id)
             raise
 
+    def doubtful(self, nonce: str) -> bool:
+        """Whether some attempt under this nonce was not answered before one was."""
+        return nonce in self._doubtful
+
+    def _doubt(self, nonce: str) -> None:
+        self._doubtful[nonce] = True
+
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
-        """Exactly these bytes, by a leased link; a refused link is renewed once."""
+        """Exactly these bytes, by a leased link.
+
+        The API calls itself eventually consistent (Discord's reference, "Consistency"): a message
+        may be missing for a moment after it was made, and so may its file on the CDN. So a young
+        one is looked for until it is no longer young, or the caller's deadline ends it.
+        """
+        delay_s, waited_s = _GAP_FIRST_S, 0.0
+        while True:
+            try:
+                return await self._fetch_leased(location, start, length)
+            except ObjectMissing:
+                # waited_s: a server whose Date is far behind its ids must not hold us for ever
+                if waited_s >= _YOUNG_S or self._age_s(location.message) >= _YOUNG_S:
+                    raise
+            await self._client.pause(delay_s)
+            waited_s += delay_s
+            delay_s = min(2 * delay_s, _GAP_LONGEST_S)
+
+    async def _fetch_leased(self, location: Location, start: int, length: int) -> bytes:
+        """By the link that is known; a refused one is renewed once."""
         where = (location.channel, location.message, location.attachment)
         for _ in range(2):
             url = await self._leases.url(*where, location.filename)
@@ -131,17 +173,53 @@ class DiscordStore:
 
         Own ones only: anybody who reads the channel could post a file of a name that he saw there.
         """
+        return {at.filename: at for at in await self.find_all(after, names)}
+
+    async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
+        """Each occurrence of them, by channel and age."""
         own = await self._client.own_id()
-        found: dict[str, Location] = {}
-        for channel in list(self._busy):
-            for message in await self._after(channel, after):
-                if message.author_id == own:
-                    found |= {
-                        a.filename: _location(message, a)
-                        for a in message.attachments
-                        if a.filename in names
-                    }
-        return found
+        return [
+            _location(message, attachment)
+            for channel in list(self._busy)
+            for message in await self._after(channel, after)
+            if message.author_id == own
+            for attachment in message.attachments
+            if attachment.filename in names
+        ]
+
+    async def page(self, channel: int, after: int) -> Page:
+        """What messages after this id carry. One request; the links are kept for reading."""
+        found = await self._client.list_messages(channel, after=after, limit=_PAGE, background=True)
+        found.sort(key=lambda message: message.id)
+        for message in found:
+            self._leases.learn(message)
+        carried = [_location(message, a) for message in found for a in message.attachments]
+        return Page(carried, found[-1].id if len(found) == _PAGE else None)
+
+    async def page_back(self, before: int | None) -> Page:
+        """What messages before this id carry, of any author. One request."""
+        channel = next(iter(self._busy))
+        found = await self._client.list_messages(channel, before=before, limit=_PAGE)
+        found.sort(key=lambda message: message.id)
+        for message in found:
+            self._leases.learn(message)
+        carried = [_location(message, a) for message in found for a in message.attachments]
+        return Page(carried, found[0].id if len(found) == _PAGE else None)
+
+    async def attachments(self, channel: int, message: int) -> list[Location] | None:
+        """What one message carries now; None when there is no such message. One request."""
+        try:
+            found = await self._client.get_message(channel, message, background=True)
+        except NotFound as error:
+            if error.code == UNKNOWN_MESSAGE:
+                return None
+            raise  # the channel itself, for instance
+        if not found.attachments and found.author_id != await self._client.own_id():
+            raise StoreError(
+                "another bot's attachments are not shown to this one: switch on its "
+                "Message Content Intent, or use the bot that sent them"
+            )
+        return [_location(found, a) for a in found.attachments]
 
     async def listed(self, after: int) -> list[Location]:
         """Every attachment of own messages after this id, oldest first."""
@@ -179,15 +257,19 @@ class DiscordStore:
 
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Delete messages, young ones together. One that is gone already is no error."""
-        now = self._client.server_now() or self._clock_wall()
         for channel in sorted({channel for channel, _ in messages}):
             ids = sorted({number for where, number in messages if where == channel})
-            young = [number for number in ids if now - snowflake_time(number) < _BULK_S]
+            young = [number for number in ids if self._age_s(number) < _BULK_S]
             if young:
                 await self._client.bulk_delete(channel, young)
             for number in ids:
                 if number not in young:
                     await self._client.delete_message(channel, number)
+
+    def _age_s(self, message: int) -> float:
+        """Since it was made, by the server's clock."""
+        now = self._client.server_now() or self._clock_wall()
+        return now - snowflake_time(message)
 
     def _channel_of(self, nonce: str) -> int:
         """The least busy channel; for a nonce sent before its own one, where it is known."""

@@ -18,7 +18,7 @@ from stashcordfs.errors import (
     StashcordError,
     TooLarge,
 )
-from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX
+from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, Page
 from stashcordfs.store.limits import LearnedLimits
 from stashcordfs.types import Location
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _NONCE = ".nonce"
 _CHANNEL = 1
+_PAGE = 100
 
 
 class FolderStore:
@@ -54,6 +55,10 @@ class FolderStore:
         """What one message may carry now."""
         return self._learned.limits
 
+    async def ping(self) -> None:
+        """A folder is always there."""
+        await trio.lowlevel.checkpoint()
+
     async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Write one message; a nonce that is known answers with the message it made."""
         sizes = [pack.size for pack in packs]
@@ -66,6 +71,10 @@ class FolderStore:
             raise TooLarge("the store refuses a message of this size", status=413)
         return await self._post([(p.filename, p.parts) for p in packs], nonce)
 
+    def doubtful(self, nonce: str) -> bool:  # noqa: ARG002 - as the protocol has it
+        """Nothing arrives late in a folder."""
+        return False
+
     async def fetch(self, location: Location, start: int, length: int) -> bytes:
         """Exactly these bytes."""
         return await self._run(lambda: self._read(location, start, length))
@@ -76,15 +85,19 @@ class FolderStore:
 
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
         """Those of the named files that stand in messages after this id."""
+        return {at.filename: at for at in await self.find_all(after, names)}
 
-        def scan() -> dict[str, Location]:
-            late = [number for number in self._ids() if number > after]
-            return {
-                location.filename: location
-                for number in late
+    async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
+        """Each occurrence of them, oldest first."""
+
+        def scan() -> list[Location]:
+            return [
+                location
+                for number in self._ids()
+                if number > after
                 for location in self._locations(number)
                 if location.filename in names
-            }
+            ]
 
         return await self._run(scan)
 
@@ -96,6 +109,34 @@ class FolderStore:
             return [location for number in late for location in self._locations(number)]
 
         return await self._run(scan)
+
+    async def page(self, channel: int, after: int) -> Page:  # noqa: ARG002  there is one
+        """What messages after this id carry."""
+
+        def scan() -> Page:
+            ids = [number for number in self._ids() if number > after][:_PAGE]
+            found = [location for number in ids for location in self._locations(number)]
+            return Page(found, ids[-1] if len(ids) == _PAGE else None)
+
+        return await self._run(scan)
+
+    async def page_back(self, before: int | None) -> Page:
+        """What messages before this id carry."""
+
+        def scan() -> Page:
+            ids = [number for number in self._ids() if before is None or number < before][-_PAGE:]
+            found = [location for number in ids for location in self._locations(number)]
+            return Page(found, ids[0] if len(ids) == _PAGE else None)
+
+        return await self._run(scan)
+
+    async def attachments(self, channel: int, message: int) -> list[Location] | None:  # noqa: ARG002
+        """What one message carries now; None when there is no such message."""
+
+        def look() -> list[Location] | None:
+            return self._locations(message) if message in self._ids() else None
+
+        return await self._run(look)
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Write the volume's record."""

@@ -23,19 +23,26 @@ from stashcordfs.store.pack import (
     SealedInput,
 )
 from stashcordfs.store.sealing import INLINE_BYTES, TAG_BYTES, squeeze, threads
+from stashcordfs.types import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.store.pack import FileNote, Head, Reference
-    from stashcordfs.types import ChunkId, Limits
+    from stashcordfs.types import ChunkId
 
 _ENVELOPE_BYTES = 1024  # the multipart body around the files
 _ENVELOPE_FILE_BYTES = 512
 _NEW_PACK_BYTES = HEADER.size + TABLE_RESERVE_BYTES + TRAILER.size
 _LEAST_CHUNK_BYTES = 1024  # a message without room for this is full
 _GOOD_FILL = 0.96  # from here on the first block that does not fit ends the message
+
+
+def least_limits(block_bytes: int) -> Limits:
+    """The smallest limits under which any block of this size still fits into a message."""
+    pack = block_bytes + TAG_BYTES + ENTRY_RESERVE_BYTES + _NEW_PACK_BYTES
+    return Limits(pack, 1, pack + _ENVELOPE_FILE_BYTES + 2 * _ENVELOPE_BYTES)
 
 
 class RequestBuilder:

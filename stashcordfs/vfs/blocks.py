@@ -25,7 +25,7 @@ from stashcordfs.cache import agrees, sums_of, units_around
 from stashcordfs.errors import LocalDiskError
 from stashcordfs.types import PAGE_BYTES, Attributes, Ino
 from stashcordfs.vfs.live import Dirty, Live
-from stashcordfs.vfs.table import BlockTable, Reap, clean_key, page_mask
+from stashcordfs.vfs.table import BlockTable, Reap, clean_key, covers, page_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,8 +133,7 @@ class Blocks(BlockTable):
         dirty.version = version
         dirty.pages = pages
         # Nothing of the base is left: it need not be fetched, and may even be lost.
-        need = page_mask(0, (dirty.base_valid - 1) // PAGE_BYTES) if dirty.base_valid else 0
-        dirty.whole = dirty.whole or pages & need == need
+        dirty.whole = dirty.whole or covers(pages, dirty.base_valid)
         dirty.changed_s = self._clock()
         self._charge(dirty)
         self.unsynced.add(live)
@@ -149,8 +148,7 @@ class Blocks(BlockTable):
 
     async def _make_dirty(self, live: Live, index: int) -> Dirty:
         key = clean_key(live.ino, index)
-        entry = await self.journal.chunk_at(live.ino, index)
-        base = entry.valid_length if entry else 0
+        base = await self.journal.valid_length(live.ino, index)
         was_clean = self._clean.pop(key, None)
         if was_clean is not None:
             self.room.used_bytes -= was_clean
@@ -162,10 +160,10 @@ class Blocks(BlockTable):
         now = self._clock()
         dirty = Dirty(slot, version, 0, was_clean is not None or not base, base, now, now)
         live.dirty[index] = dirty
-        if not self.queue:
-            self.on_dirty()
         self.queue[key] = (live, index)
-        self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
+        self.on_dirty()
+        if live.size:
+            self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
         self._charge(dirty)
         return dirty
 
@@ -237,6 +235,33 @@ class Blocks(BlockTable):
                 await self.journal.size_synced(live.ino, live.size, whole=not live.size_changed)
             self.leave(live)
         self.room.progressed()
+
+    async def renew(self, ino: Ino, index: int) -> bool:
+        """Let a block whose chunk is lost be sent anew. False: no sound copy of it is here."""
+        live = await self.enter(ino, required=False)
+        if live is None:
+            return False
+        try:
+            if index not in live.dirty and not await self._renew_clean(live, index):
+                return False
+            return live.dirty[index].whole
+        finally:
+            self.leave(live)
+
+    async def _renew_clean(self, live: Live, index: int) -> bool:
+        key = clean_key(live.ino, index)
+        row = await self.journal.cached_sums(key)
+        if key not in self._clean or row is None or not row[0]:
+            return False
+        if await self._read_clean(live, index, 0, row[0]) is None:
+            await self._forget_clean([key])
+            return False
+        dirty = await self._make_dirty(live, index)
+        dirty.pages = page_mask(0, (row[0] - 1) // PAGE_BYTES)  # so that an fsync covers all of it
+        self._marks.update(dirty.slot, dirty.version, dirty.pages)
+        self._charge(dirty)
+        self.unsynced.add(live)
+        return True
 
     # ------------------------------------------------------------------ destroying
 
@@ -345,20 +370,27 @@ class Blocks(BlockTable):
 
     async def purge(self, found: Attributes) -> None:
         """The inode is no more: everything local goes after the next sync of the journal."""
-        ino = found.ino
+        local = self.is_local(found.ino)
+        self.drop(found.ino, await self.journal.cached_beyond(found.ino, 0) if local else ())
+        await self.journal.purge(found, local=local)
+
+    def is_local(self, ino: Ino) -> bool:
+        """Whether this machine may know anything of the inode's blocks."""
+        return ino in self._generations or self.files.exists((ino, 0))
+
+    def drop(self, ino: Ino, cached: Iterable[int]) -> None:
+        """Forget what is in memory of an inode that the journal has forgotten, or will."""
         live = self.live.pop(ino, None)
-        generation = self._generations.pop(ino, 0)
+        key = (ino, self._generations.pop(ino, 0))
         if live is not None:
             live.gone = True
             self.unsynced.discard(live)
             for index in list(live.dirty):
                 self._drop_dirty(live, index)
-        local = self.files.exists((ino, generation))
-        if local:  # without it nothing of the inode is cached or dirty
-            for key in await self.journal.cached_beyond(ino, 0):
-                self.room.used_bytes -= self._clean.pop(key, 0)
-            self.reap.files.append((ino, generation))
-        await self.journal.purge(found, local=local or bool(generation))
+        if self.files.exists(key):  # without it nothing of the inode is cached
+            for clean in cached:
+                self.room.used_bytes -= self._clean.pop(clean, 0)
+            self.reap.files.append(key)
         self.room.progressed()
 
     async def run_spares(self) -> None:
@@ -370,9 +402,13 @@ class Blocks(BlockTable):
 
         self.files.on_low_spares = tell
         while True:
-            if names := self.files.spares_wanted():
-                await trio.to_thread.run_sync(self.files.make_spares, names)
-                self.files.add_spares(names)
+            if numbers := self.files.spares_wanted():
+                try:
+                    await trio.to_thread.run_sync(self.files.make_spares, numbers)
+                except LocalDiskError:
+                    self.files.give_back(numbers)
+                    raise
+                self.files.add_spares(numbers)
             await low.wait()
             low = trio.Event()
 

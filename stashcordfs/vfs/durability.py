@@ -1,4 +1,4 @@
-"""Durability on this machine: group commits, fsync, and the five-second sync.
+"""Durability: group commits, fsync, the five-second sync, and what an fsync waits for beyond.
 
 Order of an fsync, which is the whole point of this module (each step needs the one before):
 
@@ -8,25 +8,91 @@ Order of an fsync, which is the whole point of this module (each step needs the 
 
 A timer does the same for everything at least every `sync_every_s`; another commits the group
 `commit_every_s` after its first change, which bounds what a killed process can lose.
+
+Beyond that `Levels` says where an fsync also waits for Discord, and `Durability.remote` for what.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import stat
 from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.errors import LocalDiskError
+from stashcordfs.errors import DiscordUnavailable, FsError, LocalDiskError
+from stashcordfs.types import ROOT_INO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from stashcordfs.journal import Journal
+    from stashcordfs.types import Ino
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
+    from stashcordfs.vfs.uploading import Uploader
 
 log = logging.getLogger(__name__)
+
+LEVEL_XATTR = b"user.stashcordfs.durability"
+LOCAL, REMOTE = b"local", b"remote"
+_GATHER_S = 0.05  # fsyncs that come together go in one message
+_MAX_WAITING = 256  # of the tasks that serve the kernel; see fuse.session
+
+
+class Levels:
+    """Which durability a folder asks for: its own attribute, else the nearest one above, else
+    the mount's. The folders that have the attribute are few and kept in memory.
+    """
+
+    def __init__(self, journal: Journal, default: str) -> None:
+        """`default`: "local" or "remote". `load` must run before anything else."""
+        self._journal = journal
+        self._marked: dict[Ino, bytes] = {}
+        self.default = default
+
+    async def load(self) -> None:
+        """Find the folders that have the attribute."""
+        self._marked = dict(await self._journal.inodes_with_xattr(LEVEL_XATTR))
+
+    async def check(self, ino: Ino, value: bytes) -> None:
+        """Raise EINVAL for a value that means nothing, ENOTDIR for what is no folder."""
+        if value not in {LOCAL, REMOTE}:
+            raise FsError(errno.EINVAL)
+        if not stat.S_ISDIR((await self._journal.getattr(ino)).mode):
+            raise FsError(errno.ENOTDIR)
+
+    def note(self, ino: Ino, value: bytes | None) -> None:
+        """The folder has this attribute from now on; None: it has it no more, or is gone."""
+        if value is None:
+            self._marked.pop(ino, None)
+        else:
+            self._marked[ino] = value
+
+    async def is_remote(self, ino: Ino) -> bool:
+        """Whether an fsync of this inode waits for Discord: of several names any can ask for it.
+
+        A file without a name does not: nothing will lead to it.
+        """
+        if not self._marked:
+            return self.default == REMOTE.decode() and await self._has_name(ino)
+        if ino == ROOT_INO or ino in self._marked:
+            return await self._folder_level(ino) == REMOTE
+        folders = {parent for parent, _ in await self._journal.names_of(ino)}
+        return any([await self._folder_level(folder) == REMOTE for folder in folders])
+
+    async def _has_name(self, ino: Ino) -> bool:
+        return (await self._journal.getattr(ino)).nlink > 0
+
+    async def _folder_level(self, folder: Ino) -> bytes:
+        at = folder
+        while at not in self._marked:
+            if at == ROOT_INO:
+                return self.default.encode()
+            at = await self._journal.parent_of(at)
+        return self._marked[at]
 
 
 class Durability:
@@ -37,12 +103,17 @@ class Durability:
         *,
         blocks: Blocks,
         journal: Journal,
+        uploader: Uploader,
+        deadline_s: float,
         commit_every_s: float = 0.05,
         sync_every_s: float = 5.0,
     ) -> None:
-        """Take the collaborators. Times in seconds."""
+        """Take the collaborators. Times in seconds; `deadline_s`: of a wait for Discord."""
         self._blocks = blocks
         self._journal = journal
+        self._uploader = uploader
+        self.deadline_s = deadline_s
+        self._waiting = 0
         self._commit_every_s = commit_every_s
         self._sync_every_s = sync_every_s
         self._resized: set[Live] = set()
@@ -64,7 +135,9 @@ class Durability:
         for live in resized:
             if live.size_changed and not live.gone:
                 live.size_changed = False
-                await self._journal.grow(live.ino, live.size, synced=live.synced_size)
+                await self._journal.set_attributes(
+                    live.ino, size=live.size, synced=live.synced_size
+                )
             self._blocks.leave(live)
 
     async def commit(self) -> None:
@@ -100,6 +173,22 @@ class Durability:
         for live in wanted if lives is None else lives:
             if live.sync_failed is not None:
                 raise live.sync_failed
+
+    async def remote(self, lives: AbstractSet[Live]) -> None:
+        """Return when Discord has what these inodes hold now: the one condition of all that waits.
+
+        DiscordUnavailable when it has acknowledged nothing at all for the deadline, or when too
+        many wait: the bytes are safe here, but a program that asked for Discord is not told "done".
+        """
+        if self._waiting >= _MAX_WAITING:
+            raise DiscordUnavailable("too many fsyncs wait for Discord")
+        self._waiting += 1
+        try:
+            await trio.sleep(_GATHER_S)
+            await self._uploader.flush(lambda live: live in lives, patience_s=self.deadline_s)
+            # When names are posted as segments: wait here for the one that covers this moment.
+        finally:
+            self._waiting -= 1
 
     async def _make_durable(self, wanted: Sequence[Live]) -> None:
         blocks = self._blocks

@@ -77,6 +77,12 @@ class Fence:
         newest = await self._journal.newest_object(KIND_SEGMENT)
         return (0, self.genesis) if newest is None else (newest.number, newest.digest)
 
+    async def settle(self) -> None:
+        """Claim, and look once more whether another has claimed at the same time. DiscordError."""
+        await self.check()
+        if not self.reason:
+            await self.check()
+
     async def check(self) -> None:
         """Look for another writer; claim the volume if that was not done yet. DiscordError.
 

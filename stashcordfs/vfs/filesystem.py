@@ -10,19 +10,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import FsError
 from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
+from stashcordfs.vfs.durability import LEVEL_XATTR
 from stashcordfs.vfs.live import Handle, Live
+from stashcordfs.vfs.table import clean_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from stashcordfs.journal import Journal
     from stashcordfs.vfs.blocks import Blocks
-    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.live import Spawn
     from stashcordfs.vfs.reading import Reader
     from stashcordfs.vfs.uploading import Uploader
@@ -57,6 +60,7 @@ class FileSystem:
         reader: Reader,
         uploader: Uploader,
         durability: Durability,
+        levels: Levels,
         spawn: Spawn,
         now_ns: Callable[[], int],
         max_file_bytes: int,
@@ -74,6 +78,7 @@ class FileSystem:
         self._reader = reader
         self._uploader = uploader
         self._durability = durability
+        self._levels = levels
         self._spawn = spawn
         self._now_ns = now_ns
         self._max_file_bytes = max_file_bytes
@@ -138,7 +143,21 @@ class FileSystem:
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """Remove a name; the file goes with its last name and its last handle."""
         self._require_writable()
-        await self._after_removal(await self._journal.unlink(parent, name, now_ns=self._now_ns()))
+        left = await self._journal.unlink(
+            parent, name, now_ns=self._now_ns(), kept=self._kept, local=self._blocks.is_local
+        )
+        if left.nlink or self._kept(left):
+            await self._after_removal(left)
+        else:  # the journal has forgotten it at once
+            blocks = range(-(-left.size // self._blocks.block_bytes))
+            self._blocks.drop(left.ino, (clean_key(left.ino, index) for index in blocks))
+
+    def _kept(self, found: Attributes) -> bool:
+        """Whether an inode without a name stays: it is open, live, or long to forget."""
+        return found.ino in self._blocks.live or self._is_long(found)
+
+    def _is_long(self, found: Attributes) -> bool:
+        return found.size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
         """Remove an empty folder."""
@@ -173,6 +192,7 @@ class FileSystem:
         folder = stat.S_ISDIR(attributes.mode)
         if attributes.nlink and not folder:
             return
+        self._levels.note(attributes.ino, None)
         live = self._blocks.live.get(attributes.ino)
         if live is not None and live.handles:
             live.nameless = True
@@ -180,7 +200,7 @@ class FileSystem:
             await self._purge(attributes)
 
     async def _purge(self, found: Attributes) -> None:
-        if found.size > _PURGE_INLINE_BLOCKS * self._blocks.block_bytes:
+        if self._is_long(found):
             self._spawn(self._blocks.purge, found)  # in batches, off this request
         else:
             await self._blocks.purge(found)
@@ -198,15 +218,11 @@ class FileSystem:
         live = self._blocks.live.get(found.ino)
         size = found.size if live is None else live.size
         if not size:
-            return found if found.size == size else replace(found, size=size, blocks=0)
+            return found if found.size == size else found._replace(size=size, blocks=0)
         if live is None:
             return found
         fresh = sum(d.pages.bit_count() for d in live.dirty.values() if not d.base_valid)
-        return Attributes(  # dataclasses.replace takes five times as long
-            found.ino, found.mode, found.nlink, found.uid, found.gid, found.rdev, size,
-            found.atime_ns, found.mtime_ns, found.ctime_ns,
-            found.blocks + fresh * (PAGE_BYTES // 512),
-        )  # fmt: skip
+        return found._replace(size=size, blocks=found.blocks + fresh * (PAGE_BYTES // 512))
 
     async def setattr(
         self,
@@ -225,15 +241,21 @@ class FileSystem:
         self._require_writable()
         if size is not None:
             await self._truncate(await self._enter(ino), size)
+        live = self._blocks.live.get(ino)
+        grown = live if live is not None and live.size_changed else None
         changed = await self._journal.set_attributes(
             ino,
             mode=mode,
             uid=uid,
             gid=gid,
+            size=None if grown is None else grown.size,
+            synced=None if grown is None else grown.synced_size,
             atime_ns=atime_ns,
             mtime_ns=mtime_ns,
             ctime_ns=self._now_ns() if ctime_ns is None else ctime_ns,
         )
+        if grown is not None:  # one change less for the commit
+            grown.size_changed = False
         return await self._complete(changed)
 
     async def _truncate(self, live: Live, size: int) -> None:
@@ -253,7 +275,7 @@ class FileSystem:
     ) -> tuple[int, Attributes]:
         """Make a regular file and open it."""
         made = await self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, uid, gid)
-        live = Live(made.ino, 0, 0)
+        live = Live(made.ino, 0, 0, bare=True)
         self._blocks.live[made.ino] = live
         return self._new_handle(live, flags), made
 
@@ -296,6 +318,10 @@ class FileSystem:
         if found.atime_ns <= newest:
             await self._journal.set_attributes(ino, atime_ns=now)
 
+    def watch_reads(self, watched: Callable[[int], AbstractContextManager[None]]) -> None:
+        """Let reads wait for the network inside `watched(fh)`, and only then: it costs time."""
+        self._reader.watched = watched
+
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write all of `data`. Times are the kernel's to send, as its cache writes back."""
         self._require_writable()
@@ -311,8 +337,15 @@ class FileSystem:
         """close(2) was called on one descriptor of the handle. Nothing waits for it."""
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Return when the file's bytes and its name are on this machine's disk."""
-        await self._durability.sync([self._handles[fh].live])
+        """Return when the file's bytes and its name are on this machine's disk.
+
+        Where durability is remote, its bytes are on Discord too; DiscordUnavailable if they don't
+        get there.
+        """
+        live = self._handles[fh].live
+        await self._durability.sync([live])
+        if await self._levels.is_remote(live.ino):
+            await self._durability.remote({live})
 
     async def release(self, fh: int) -> None:
         """The last descriptor of the handle is closed."""
@@ -356,19 +389,38 @@ class FileSystem:
         self._folders.pop(fh, None)
 
     async def fsyncdir(self, fh: int) -> None:
-        """Return when every name is on this machine's disk."""
+        """Return when every name is on this machine's disk.
+
+        Where durability is remote, what is below is on Discord too, as `sync_remote` has it, but
+        for what asks for local durability.
+        """
         await self._durability.sync([])
+        folder = self._folders[fh]
+        if await self._levels.is_remote(folder):
+            await self._durability.remote(
+                {v for v in await self._dirty_below(folder) if await self._levels.is_remote(v.ino)}
+            )
 
     # ------------------------------------------------------------------ the rest
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         """An extended attribute's value; ENODATA if there is none."""
+        live = self._blocks.live.get(ino)
+        if live is not None and live.bare:
+            raise FsError(errno.ENODATA)
         return await self._journal.get_xattr(ino, name)
 
     async def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
-        """Set an extended attribute."""
+        """Set an extended attribute. The one of durability is checked, and holds at once."""
         self._require_writable()
+        if name == LEVEL_XATTR:
+            await self._levels.check(ino, value)
+        live = self._blocks.live.get(ino)
+        if live is not None:
+            live.bare = False
         await self._journal.set_xattr(ino, name, value, now_ns=self._now_ns())
+        if name == LEVEL_XATTR:
+            self._levels.note(ino, value)
 
     async def listxattr(self, ino: Ino) -> Sequence[bytes]:
         """Names of the extended attributes."""
@@ -378,6 +430,8 @@ class FileSystem:
         """Remove an extended attribute; ENODATA if there is none."""
         self._require_writable()
         await self._journal.remove_xattr(ino, name, now_ns=self._now_ns())
+        if name == LEVEL_XATTR:
+            self._levels.note(ino, None)
 
     async def statfs(self) -> StatFs:
         """Used is what files hold. Free has no bound of ours: Discord names none."""
@@ -427,12 +481,15 @@ class FileSystem:
         EROFS when another writer has the volume: it will not get there.
         """
         self._require_writable()
-        inodes = {
-            live.ino
-            for live in list(self._blocks.live.values())
-            if live.dirty and await self.is_below(live.ino, below)
-        }
-        await self._uploader.flush(lambda live: live.ino in inodes)
+        lives = await self._dirty_below(below)
+        await self._uploader.flush(lambda live: live in lives)
         await self._durability.sync()
         if self._published is not None:
             await self._published()
+
+    async def _dirty_below(self, folder: Ino) -> set[Live]:
+        return {
+            live
+            for live in list(self._blocks.live.values())
+            if live.dirty and await self.is_below(live.ino, folder)
+        }

@@ -29,7 +29,7 @@ class Dirty:
     `pages` is a bitmap of what was written; `whole` says that every byte of the block is in the
     local file, else the rest comes from the base chunk, of which `base_valid` bytes count.
     `synced` is the version that the journal's dirty row has, `uploaded` the one on
-    Discord. Times are the injected clock's.
+    Discord, `asked` the one that somebody waits for. Times are the injected clock's.
     """
 
     slot: int
@@ -42,7 +42,13 @@ class Dirty:
     charge: int = 0
     synced: int = 0
     uploaded: int = 0
+    asked: int = 0
     sealing: bool = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody waits until Discord has it."""
+        return self.uploaded < self.asked
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +64,7 @@ class Live:
     nameless: bool = False
     gone: bool = False
     size_changed: bool = False
+    bare: bool = False  # it has no extended attributes: the kernel asks at every write(2)
     sync_failed: LocalDiskError | None = None  # until Discord has all that was dirty then
     dirty: dict[int, Dirty] = field(default_factory=dict)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from contextlib import asynccontextmanager
+import math
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -25,9 +26,12 @@ from stashcordfs.errors import (
     StoreError,
 )
 from stashcordfs.store.pack import open_chunk
+from stashcordfs.vfs.echoes import Echoes
+from stashcordfs.vfs.neighbours import Neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import ChunkEntry, Journal
@@ -48,6 +52,10 @@ _TRIES = 4
 _UNKEPT_BLOCKS = 8
 
 
+class _GaveUp(FsError):
+    """EIO for want of a network, not of the data."""
+
+
 class Reader:
     """Makes blocks present. `spawn` runs read-ahead; `report` hears why a read failed."""
 
@@ -59,22 +67,27 @@ class Reader:
         store: ObjectStore,
         keys: VolumeKeys,
         spawn: Spawn,
+        answered: Callable[[], None],
         read_ahead_bytes: int,
         deadline_s: float,
         report: Callable[[str], None],
     ) -> None:
-        """Take the collaborators."""
+        """Take the collaborators. `answered` hears of each fetch that the network let through."""
         self._blocks = blocks
         self._journal = journal
         self._store = store
         self._keys = keys
         self._spawn = spawn
+        self._answered = answered
         self._read_ahead_bytes = read_ahead_bytes
         self._deadline_s = deadline_s
         self._report = report
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
         self._waiting = 0
+        self.watched: Callable[[int], AbstractContextManager[None]] = lambda _fh: nullcontext()
+        self._echoes = Echoes()
+        self._neighbours = Neighbours()
         self._unkept: LRUCache[ChunkId, bytes] = LRUCache(_UNKEPT_BLOCKS)  # the disk had no room
         self.fetched_bytes = 0
         blocks.fill = self.fill
@@ -88,18 +101,23 @@ class Reader:
         self._look_ahead(handle, offset, end)
         pieces, missing = await self._gather(live, offset, end)
         if missing:
-            async with self._waiting_for(live, missing):
-                for _ in range(_TRIES):
-                    await self._bring(live, missing)
-                    end = min(end, live.size)  # it may have been truncated meanwhile
-                    if offset >= end:
-                        return b""
-                    pieces, missing = await self._gather(live, offset, end)
-                    if not missing:
-                        break
-                else:
-                    raise FsError(errno.EIO, "the cache is too small to hold what is being read")
+            with self.watched(handle.fh):
+                async with self._one_deadline(live, offset, end), self._waiting_for(live, missing):
+                    pieces = await self._fetched(live, offset, end, missing)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _fetched(
+        self, live: Live, offset: int, end: int, missing: Sequence[int]
+    ) -> list[bytes]:
+        for _ in range(_TRIES):
+            await self._bring(live, missing)
+            end = min(end, live.size)  # it may have been truncated meanwhile
+            if offset >= end:
+                return []
+            pieces, missing = await self._gather(live, offset, end)
+            if not missing:
+                return pieces
+        raise FsError(errno.EIO, "the cache is too small to hold what is being read")
 
     async def _gather(self, live: Live, offset: int, end: int) -> tuple[list[bytes], list[int]]:
         """What is here of a range, in order, and the blocks that must be fetched first."""
@@ -129,6 +147,25 @@ class Reader:
         return plain[start : min(stop, entry.valid_length)].ljust(stop - start, b"\0")
 
     @asynccontextmanager
+    async def _one_deadline(self, live: Live, offset: int, end: int) -> AsyncIterator[None]:
+        """Within: a read that waits. What is left of the first one's deadline when it is an echo.
+
+        Its failure was reported by the first, so the end of the rest is not reported again.
+        """
+        begun_s = trio.current_time()
+        since_s = self._echoes.take(live.ino, offset, end, now=begun_s)
+        try:
+            with trio.fail_at(math.inf if since_s is None else since_s + self._deadline_s):
+                yield
+        except trio.TooSlowError:
+            raise FsError(errno.EIO, "deadline passed") from None
+        except _GaveUp:
+            if since_s is None:
+                now = trio.current_time()
+                self._echoes.failed(live.ino, offset, end, since=begun_s, now=now)
+            raise
+
+    @asynccontextmanager
     async def _waiting_for(self, live: Live, missing: Sequence[int]) -> AsyncIterator[None]:
         """A wait for the network inside: bounded in number and time, its faults EIO."""
         if self._waiting >= _MAX_WAITING_READS:
@@ -139,10 +176,11 @@ class Reader:
                 yield
         except trio.TooSlowError:
             self._report(f"read: Discord did not answer within {self._deadline_s:g} s")
-            raise FsError(errno.EIO, "deadline passed") from None
+            raise _GaveUp(errno.EIO, "deadline passed") from None
         except (StoreError, DiscordError, CryptoError) as error:
             self._report(f"read: inode {live.ino}, blocks {list(missing)[:4]}: {error}")
-            raise FsError(errno.EIO, str(error)) from error
+            wanting = isinstance(error, DiscordError) and error.temporary
+            raise (_GaveUp if wanting else FsError)(errno.EIO, str(error)) from error
         finally:
             self._waiting -= 1
 
@@ -190,8 +228,7 @@ class Reader:
         start = run[0][1].ref.offset
         last = run[-1][1].ref
         length = last.offset + last.length - start
-        sealed = memoryview(await self._store.fetch(run[0][1].location, start, length))
-        self.fetched_bytes += length
+        sealed = await self._sealed(run[0][1], start, length)
         for index, entry in run:
             ref = entry.ref
             piece = bytes(sealed[ref.offset - start : ref.offset - start + ref.length])
@@ -200,6 +237,21 @@ class Reader:
             else:
                 plain, sums = await trio.to_thread.run_sync(self._open, ref, piece)
             await self._keep(live, index, entry, plain, sums)
+
+    async def _sealed(self, entry: ChunkEntry, start: int, length: int) -> memoryview:
+        """A range of a pack, which may be here since a neighbour of it was fetched."""
+        pack = entry.ref.pack
+        sealed = self._neighbours.take(pack, start, length)
+        if sealed is None:
+            planned = self._neighbours.plan(pack, start, length, size=entry.location.size_bytes)
+            data = await self._store.fetch(entry.location, start, planned)
+            self._answered()
+            self._echoes.clear()
+            self.fetched_bytes += planned
+            if planned > length:
+                self._neighbours.keep(pack, start, data)
+            sealed = memoryview(data)[:length]
+        return sealed
 
     def _open(self, ref: ChunkRef, sealed: bytes) -> tuple[bytes, bytes]:
         plain = open_chunk(self._keys, ref, sealed)

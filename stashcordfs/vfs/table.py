@@ -34,6 +34,12 @@ def page_mask(first: int, last: int) -> int:
     return ((1 << (last - first + 1)) - 1) << first
 
 
+def covers(pages: int, valid: int) -> bool:
+    """Whether written pages leave nothing of a base of `valid` bytes."""
+    need = page_mask(0, (valid - 1) // PAGE_BYTES) if valid else 0
+    return pages & need == need
+
+
 def clean_key(ino: int, index: int) -> int:
     """One integer for a block: cheaper than a tuple in a table of many thousands."""
     return ino << 32 | index
@@ -83,7 +89,7 @@ class BlockTable:
         self.reap = Reap()
         self.rotten = 0  # clean blocks that were not what their checksums say
         self.fill: Callable[[Live, int], Awaitable[None]] = self._no_fill
-        self.on_dirty: Callable[[], None] = lambda: None  # the first block became dirty
+        self.on_dirty: Callable[[], None] = lambda: None  # a block became dirty
 
     @staticmethod
     async def _no_fill(live: Live, index: int) -> None:
@@ -165,7 +171,7 @@ class BlockTable:
         version = await self._next_version()
         if valid and not whole:
             pages &= self._written(live, index)
-        dirty = Dirty(slot, version, pages, whole or not valid, valid, now, now)
+        dirty = Dirty(slot, version, pages, whole or covers(pages, valid), valid, now, now)
         self._marks.update(slot, version, pages)
         # The size may be behind the last write by one group commit: what lies beyond it goes,
         # and what is missing up to it reads as zeros.

@@ -8,9 +8,10 @@ A round fills one message. The order of events is what keeps every byte:
 4. chunk lists, in transactions of at most 128 chunks, and the closing of the intent are durable;
 5. only then do the blocks become clean.
 
-Any failure leaves the blocks dirty, the delay doubles to five minutes, and `status` shows why. An
-outcome that is not known is settled first (`vfs.settling`); until then the blocks of that intent
-stay dirty and are not sent again.
+Any failure leaves the blocks dirty, the delay doubles to five minutes, and `status` shows why; the
+network's return ends the delay of what failed for want of it (`vfs.network`). An outcome that is
+not known is settled first (`vfs.settling`): until then the blocks of that intent stay dirty and
+are not sent again, nor are others with the same bytes. Everything else goes on meanwhile.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import trio
 
 from stashcordfs.cache import sums_of
 from stashcordfs.errors import (
+    DiscordUnavailable,
     FsError,
     LocalDiskError,
     StashcordError,
@@ -33,18 +35,21 @@ from stashcordfs.errors import (
 )
 from stashcordfs.store.pack import FileNote, Reference
 from stashcordfs.store.packer import RequestBuilder
+from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.blocks import Uploaded
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import Journal
+    from stashcordfs.journal.engine import Intent
     from stashcordfs.store.api import ObjectStore
     from stashcordfs.store.pack import FinishedPack, Head
     from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
+    from stashcordfs.vfs.network import Network
     from stashcordfs.vfs.settling import Settler
 
 log = logging.getLogger(__name__)
@@ -53,6 +58,7 @@ _INLINE_BYTES = 64 << 10
 _CHUNKS_A_TRANSACTION = 128
 _FIRST_DELAY_S = 1.0
 _LONGEST_DELAY_S = 300.0
+_UNSETTLED_AT_ONCE = 4  # each may keep its message in memory; more would not help either
 _MISFITS = 16  # blocks that did not fit before a message counts as full
 
 
@@ -88,6 +94,7 @@ class _Parcel:
 
     items: list[tuple[Uploaded, ChunkId]] = field(default_factory=list)
     packs: list[FinishedPack] = field(default_factory=list)
+    sending: bool = True  # one of those sent at once; else its outcome is being settled
 
     def release(self) -> None:
         """The blocks may be picked again, if they are still dirty."""
@@ -106,6 +113,7 @@ class Uploader:
         store: ObjectStore,
         keys: VolumeKeys,
         settler: Settler,
+        network: Network,
         settings: UploadSettings,
         clock: Callable[[], float],
         report: Callable[[str], None],
@@ -118,50 +126,65 @@ class Uploader:
         self._store = store
         self._keys = keys
         self._settler = settler
+        self._network = network
         self._clock = clock
         self._report = report
         self._wake = trio.Event()
-        self._flushes = 0  # how many wait for everything: no age counts then
+        self._resting = False  # until something becomes dirty, or a message has ended
         self._sending = trio.Semaphore(settings.concurrency)
         self._changed = trio.Event()
         self._backoff_s = 0.0
+        self._paused_offline = False
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
         self.halted: Callable[[], bool] = lambda: False  # another writer has the volume
         self.head: Callable[[], Awaitable[Head | None]] = _no_head  # the newest segment
-        blocks.on_dirty = self.wake
+        self._doubted = 0  # messages of this run whose outcome is being settled
+        self._adopted: set[ChunkId] = set()
+        blocks.on_dirty = self._became_dirty
 
     # ------------------------------------------------------------------ asking
 
     def wake(self) -> None:
-        """Look again at what is due."""
-        self._wake.set()
-
-    def retry_now(self) -> None:
-        """Forget the delay after failures: the cause may be gone (a new token, the network)."""
-        self.state.paused_until_s = 0.0
+        """Try now: what failed may work again (after a sleep, with a new token, when asked)."""
         self._backoff_s = 0.0
-        self.wake()
+        self._network.wake()
+        self._end_pause()
 
-    async def flush(self, only: Callable[[Live], bool] | None = None) -> None:
+    async def flush(
+        self, only: Callable[[Live], bool] | None = None, *, patience_s: float = math.inf
+    ) -> None:
         """Return when every block that is dirty now is on Discord, in this version or a newer one.
 
-        With `only`, the blocks of matching inodes are waited for (others may go along). EROFS when
-        another writer has the volume.
+        EROFS when another writer has the volume.
+
+        With `only`, the blocks of matching inodes are waited for, and sent first. `patience_s`:
+        how long to wait without anything being acknowledged, then DiscordUnavailable. Who has a
+        limit to it may be one of many: it brings the next try nearer, but never forgets the delay
+        after failures.
         """
-        waiting = {
-            (live.ino, index): live.dirty[index].version
-            for live, index in self._blocks.queue.values()
-            if only is None or only(live)
-        }
-        self._flushes += 1
-        try:
-            self.retry_now()
-            while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
-                if self.halted():
-                    raise FsError(errno.EROFS)
+        waiting = {}
+        for live, index in self._blocks.queue.values():
+            if only is None or only(live):
+                dirty = live.dirty[index]
+                waiting[live.ino, index] = dirty.asked = dirty.version
+        if patience_s == math.inf:
+            self.wake()
+        else:
+            soon_s = self._clock() + patience_s / 2
+            self.state.paused_until_s = min(self.state.paused_until_s, soon_s)
+            self._wake.set()
+        moved_s, sent_bytes = self._clock(), self.state.uploaded_bytes
+        failures = self.state.failures
+        while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
+            if self.halted():
+                raise FsError(errno.EROFS)
+            with trio.move_on_after(max(0.0, moved_s + patience_s - self._clock())) as scope:
                 await self._changed.wait()
-        finally:
-            self._flushes -= 1
+            if sent_bytes != self.state.uploaded_bytes:
+                moved_s, sent_bytes = self._clock(), self.state.uploaded_bytes
+            elif scope.cancelled_caught:
+                why = self.state.last_error if failures != self.state.failures else "no answer"
+                raise DiscordUnavailable(f"nothing acknowledged for {patience_s:g} s: {why}")
 
     def look_again(self) -> None:
         """Whoever waits looks again: something that is no upload has changed."""
@@ -188,10 +211,15 @@ class Uploader:
     # ------------------------------------------------------------------ the loop
 
     async def run(self) -> None:
-        """Send what is due, for ever. Settles first what an earlier run left open."""
-        await self._settler.settle_left()  # their blocks must not be sent again meanwhile
-        self._notify()
+        """Send what is due, for ever. What an earlier run left open is settled beside it."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settler.run)
+            nursery.start_soon(self._network.run, self._wants_network)
+            nursery.start_soon(self._follow_network)
+            for intent in await self._journal.open_intents():
+                self._in_flight |= {chunk_id: [] for chunk_id in intent.chunk_ids}
+                nursery.start_soon(self._settle_left, intent)
+            self._notify()
             while True:
                 await self._until_due()
                 await self._sending.acquire()
@@ -205,12 +233,46 @@ class Uploader:
                     if not handed_over:
                         self._sending.release()
 
+    async def _settle_left(self, intent: Intent) -> None:
+        """Blocks with this intent's chunks wait for it; then they refer to them, or are sent."""
+        try:
+            if await self._settler.settle_left(intent):
+                self._adopted |= intent.chunk_ids
+        finally:
+            self._land(intent.chunk_ids)
+            self._notify()
+
+    def _land(self, chunk_ids: Iterable[ChunkId]) -> None:
+        """These chunks are not on their way any more: who waited for them is looked at again."""
+        for chunk_id in chunk_ids:
+            for dirty in self._in_flight.pop(chunk_id, ()):
+                dirty.sealing = False
+
+    def _wants_network(self) -> bool:
+        return bool(self._blocks.queue) or self._settler.unsettled > 0
+
+    async def _follow_network(self) -> None:
+        while True:
+            await self._network.returned()
+            if self._paused_offline:
+                self._end_pause()
+
+    def _end_pause(self) -> None:
+        self.state.paused_until_s = 0.0
+        self._paused_offline = False
+        self._wake.set()
+
+    def _became_dirty(self) -> None:
+        if self._resting:  # else it looks again in time
+            self._wake.set()
+
     async def _until_due(self) -> None:
         while True:
             self._wake = trio.Event()
             wait_s = self._due_in()
             if wait_s <= 0:
                 return
+            self._resting = wait_s == math.inf
             with trio.move_on_after(wait_s):
                 await self._wake.wait()
 
@@ -221,10 +283,10 @@ class Uploader:
             return math.inf
         if self.state.paused_until_s > now:
             return self.state.paused_until_s - now
-        if not self._blocks.queue:
+        if self._doubted >= _UNSETTLED_AT_ONCE:
             return math.inf
         waiting = 0
-        soonest = 1.0  # looked at once a second: a block's due time moves while it is written
+        soonest = math.inf
         for live, index in self._blocks.queue.values():
             dirty = live.dirty[index]
             if dirty.sealing:
@@ -232,16 +294,19 @@ class Uploader:
             waiting += dirty.charge
             if self._forced or waiting >= self._store.limits.max_request_bytes:
                 return 0.0
-            soonest = min(soonest, self._due_at(dirty) - now)
+            # Looked at once a second: a block's due time moves while it is written.
+            soonest = min(soonest, 1.0, self._due_at(dirty) - now)
             if soonest <= 0:
                 return 0.0
         return soonest
 
     @property
     def _forced(self) -> bool:
-        return bool(self._flushes) or self._blocks.room.pressure.is_set()
+        return self._blocks.room.pressure.is_set()
 
     def _due_at(self, dirty: Dirty) -> float:
+        if dirty.is_asked:
+            return -math.inf
         quiet = dirty.changed_s + self.settings.delay_s
         return min(quiet, dirty.since_s + self.settings.delay_max_s)
 
@@ -253,6 +318,7 @@ class Uploader:
             for live, index in self._blocks.queue.values()
             if not live.dirty[index].sealing
         ]
+        idle.sort(key=lambda item: not item[0].dirty[item[1]].is_asked)  # somebody waits for it
         want = self._store.limits.max_request_bytes * 5 // 4
         everything = self._forced or sum(v.dirty[i].charge for v, i in idle) >= want * 4 // 5
         picked: list[tuple[Live, int]] = []
@@ -322,6 +388,7 @@ class Uploader:
         except (FsError, LocalDiskError) as error:
             self._failed(f"inode {live.ino} block {index} cannot be sent: {error}", pause=False)
             dirty.since_s = dirty.changed_s = self._clock()  # not now; the others go on
+            dirty.asked = 0
             return None
         return Uploaded(live, index, dirty, version, len(data), sums), chunk_id, data
 
@@ -335,7 +402,9 @@ class Uploader:
         return self._keys.chunk_id(data), sums_of(data)
 
     async def _is_known(self, chunk_id: ChunkId) -> bool:
-        return self.settings.dedup and await self._journal.find_chunk(chunk_id) is not None
+        if not self.settings.dedup and chunk_id not in self._adopted:
+            return False
+        return await self._journal.find_chunk(chunk_id) is not None
 
     async def _table(self, parcel: _Parcel) -> tuple[list[Reference], list[FileNote]]:
         """What the packs' tables tell, so that packs and key alone can rebuild the volume."""
@@ -344,10 +413,15 @@ class Uploader:
             for u, chunk_id in parcel.items
         ]
         files = []
-        for ino in sorted({u.live.ino for u, _ in parcel.items}):
+        wanted = sorted({u.live.ino for u, _ in parcel.items})
+        told = {ROOT_INO, *wanted}
+        for ino in wanted:  # grows by the folders above
             for parent, name in await self._journal.names_of(ino):
                 attributes = await self._journal.getattr(ino)
                 files.append(FileNote(ino, parent, name, attributes.size, attributes.mode))
+                if parent not in told:
+                    told.add(parent)
+                    wanted.append(parent)
         return refs, files
 
     # ------------------------------------------------------------------ delivering
@@ -356,6 +430,7 @@ class Uploader:
         try:
             intent, locations = await self._post(parcel) if parcel.packs else (0, {})
             await self._commit(parcel.items, intent, locations)
+            # From here on the journal's chunk lists refer to what this message brought, durably.
             self.state.uploaded_bytes += sum(u.valid for u, _ in parcel.items)
             self._backoff_s = 0.0
             if not self._blocks.queue:
@@ -364,14 +439,23 @@ class Uploader:
             log.warning("the attachment limit was lowered; packing anew: %s", error)
         except StashcordError as error:
             self._failed(str(error), pause=True)
+            self._paused_offline = isinstance(error, DiscordUnavailable) and error.offline
         finally:
             parcel.release()
-            for _, chunk_id in parcel.items:
-                for dirty in self._in_flight.pop(chunk_id, ()):
-                    dirty.sealing = False
+            self._land(chunk_id for _, chunk_id in parcel.items)
             self.state.pending_packs -= len(parcel.packs)
-            self._sending.release()
+            if parcel.sending:
+                self._sending.release()
+            else:
+                self._doubted -= 1
             self._notify()
+
+    def _doubt(self, parcel: _Parcel) -> None:
+        """Its outcome is being settled: others go on, a little later."""
+        self._pause()
+        self._doubted += 1
+        parcel.sending = False
+        self._sending.release()
 
     async def _post(self, parcel: _Parcel) -> tuple[int, Mapping[ObjectId, Location]]:
         nonce = secrets.token_hex(12)
@@ -386,7 +470,9 @@ class Uploader:
         )
         await self._journal.wal_sync()  # durable before a byte leaves
         try:
-            return intent, await self._settler.deliver(parcel.packs, nonce=nonce, after=after)
+            return intent, await self._settler.deliver(
+                parcel.packs, nonce=nonce, after=after, unclear=lambda: self._doubt(parcel)
+            )
         except StashcordError:
             # It is not there, or watched for. A post that is cancelled in its middle may have
             # happened: its intent stays open, and the next start looks for it.
@@ -424,11 +510,15 @@ class Uploader:
         self.state.last_error = why
         self._report(why)
         if pause:
-            self._backoff_s = min(max(_FIRST_DELAY_S, self._backoff_s * 2), _LONGEST_DELAY_S)
-            self.state.paused_until_s = self._clock() + self._backoff_s
+            self._pause()
             log.warning("upload failed, next try in %.0f s: %s", self._backoff_s, why)
+
+    def _pause(self) -> None:
+        self._backoff_s = min(max(_FIRST_DELAY_S, self._backoff_s * 2), _LONGEST_DELAY_S)
+        self.state.paused_until_s = self._clock() + self._backoff_s
+        self._paused_offline = False
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-        self.wake()
+        self._wake.set()

@@ -73,7 +73,8 @@ def test_generations_are_files_of_their_own(files: LocalFiles) -> None:
 
     assert not files.exists((Ino(1), 0))
     assert files.exists((Ino(1), 5))
-    assert [key for key, _ in files.scan()] == [(Ino(1), 5)]
+    files.close()
+    assert LocalFiles(files.root).at_start == {(Ino(1), 5): 3}
 
 
 def test_removing_what_is_not_there_is_no_error(files: LocalFiles) -> None:
@@ -112,7 +113,11 @@ def test_a_refusing_disk_is_told_by_errno(files: LocalFiles, tmp_path: Path) -> 
 
 def test_a_full_disk_gives_enospc(tmp_path: Path) -> None:
     full = LocalFiles(tmp_path / "blocks")
-    Path(full.path(KEY)).symlink_to("/dev/full")
+    path = Path(full.path(KEY))
+    full.close()
+    path.unlink()
+    path.symlink_to("/dev/full")
+    full = LocalFiles(tmp_path / "blocks")
 
     with pytest.raises(LocalDiskError) as caught:
         full.write(KEY, 0, b"x")
@@ -126,13 +131,13 @@ def test_free_space_is_the_disks(files: LocalFiles) -> None:
 
 def test_removed_files_and_files_made_ahead_serve_the_next_ones(files: LocalFiles) -> None:
     files.write(KEY, 0, b"old")
-    number = Path(files.path(KEY)).stat().st_ino
+    path = files.path(KEY)
     files.remove(KEY)
     assert not files.exists(KEY)
-    assert not Path(files.path(KEY)).exists()
+    assert Path(path).stat().st_size == 0
     other = (Ino(9), 0)
     files.write(other, 2, b"new")
-    assert Path(files.path(other)).stat().st_ino == number
+    assert files.path(other) == path
     assert files.read(other, 0, 5) == b"\0\0new"
 
     wanted = files.spares_wanted()
@@ -144,4 +149,105 @@ def test_removed_files_and_files_made_ahead_serve_the_next_ones(files: LocalFile
     for ino in range(100, 100 + len(wanted)):
         files.write((Ino(ino), 0), 0, b"x")
     assert low == [True]
-    assert [key for key, _ in files.scan()].count((Ino(100), 0)) == 1
+
+
+def test_a_start_finds_whose_the_files_are_and_empties_the_rest(tmp_path: Path) -> None:
+    # no close(): a killed process calls none
+    files = LocalFiles(tmp_path)
+    files.write((Ino(7), 3), 0, b"mine")
+    files.write((Ino(8), 0), 0, b"gone by hand")
+    files.write((Ino(9), 0), 0, b"whose?")
+    Path(files.path((Ino(8), 0))).unlink()
+    stray = Path(files.path((Ino(9), 0)))
+    files._set_owner(int(stray.name, 16), (Ino(0), 0))  # killed while it was given up
+
+    again = LocalFiles(tmp_path)
+
+    assert again.at_start == {(Ino(7), 3): 4}
+    assert again.read((Ino(7), 3), 0, 4) == b"mine"
+    assert stray.stat().st_size == 0
+    for ino in (20, 21):
+        again.write((Ino(ino), 0), 0, b"next")
+    assert len(list(tmp_path.glob("n*/*"))) == 3  # none is made while one is vacant or spare
+    assert again.read((Ino(20), 0), 0, 4) == again.read((Ino(21), 0), 0, 4) == b"next"
+
+
+def test_a_file_that_a_power_cut_gives_two_of_is_taken_once(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    files.write(KEY, 0, b"one")
+    files.write((Ino(4), 0), 0, b"other")
+    files._set_owner(int(Path(files.path((Ino(4), 0))).name, 16), KEY)
+
+    again = LocalFiles(tmp_path)
+
+    assert list(again.at_start) == [KEY]
+    assert again.read(KEY, 0, 3) == b"one"
+
+
+def test_files_of_the_earlier_layout_are_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "05").mkdir()
+    (tmp_path / "spare").mkdir()
+    (tmp_path / "spare" / "1").touch()
+    (tmp_path / "05" / f"{KEY[0]:x}.2").write_bytes(b"kept")
+
+    files = LocalFiles(tmp_path)
+
+    assert files.at_start == {(KEY[0], 2): 4}
+    assert files.read((KEY[0], 2), 0, 4) == b"kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["n0000", "owners"]
+
+
+def test_more_spares_than_anybody_needs_are_removed(
+    files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stashcordfs.cache.files._SPARES_MOST", 1)
+    for ino in range(1, 5):
+        files.write((Ino(ino), 0), 0, b"x")
+    for ino in range(1, 5):
+        files.remove((Ino(ino), 0))
+
+    assert len(list(files.root.glob("n*/*"))) == 1
+    files.write((Ino(9), 0), 0, b"x")
+    files.write((Ino(10), 0), 0, b"y")
+    assert files.read((Ino(9), 0), 0, 1) + files.read((Ino(10), 0), 0, 1) == b"xy"
+
+
+def test_numbers_of_spares_that_could_not_be_made_are_used_again(files: LocalFiles) -> None:
+    wanted = files.spares_wanted()
+    files.give_back(wanted)
+
+    assert sorted(files.spares_wanted()) == sorted(wanted)
+
+
+def test_a_failed_sync_of_the_owners_stays_one(
+    files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    files.write(KEY, 0, b"x")
+    monkeypatch.setattr(files._owners, "sync", failing)
+    with pytest.raises(LocalDiskError):
+        files.sync([KEY])
+    monkeypatch.undo()
+
+    with pytest.raises(LocalDiskError):
+        files.sync([KEY])
+
+
+def test_a_table_of_owners_that_cannot_grow_refuses_the_write_and_keeps_the_file(
+    files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise LocalDiskError(errno.ENOSPC, "owners: No space left on device")
+
+    monkeypatch.setattr(files._owners, "grow", full)
+    monkeypatch.setattr(type(files._owners), "__len__", lambda self: 0)
+    with pytest.raises(LocalDiskError) as caught:
+        files.write(KEY, 0, b"x")
+
+    assert caught.value.errno == errno.ENOSPC
+    assert not files.exists(KEY)
+    monkeypatch.undo()
+    files.write(KEY, 0, b"x")
+    assert files.path(KEY).endswith("/0")

@@ -51,7 +51,7 @@ def test_the_table_grows(tmp_path: Path) -> None:
 def test_another_block_size_is_refused(tmp_path: Path) -> None:
     Marks(tmp_path / "marks", BLOCK).close()
 
-    with pytest.raises(LocalDiskError, match="not a table of marks"):
+    with pytest.raises(LocalDiskError, match="no such table of this volume"):
         Marks(tmp_path / "marks", BLOCK * 2)
 
 
@@ -67,8 +67,8 @@ def test_a_table_that_cannot_grow_says_so(tmp_path: Path, monkeypatch: pytest.Mo
         def resize(self, newsize: int) -> None:
             raise OSError(28, "No space left on device")
 
-    full = Full(marks._fd, 0)
-    monkeypatch.setattr(marks, "_map", full)
+    full = Full(marks._table._fd, 0)
+    monkeypatch.setattr(marks._table, "map", full)
     monkeypatch.setattr(marks, "_free", [])
 
     with pytest.raises(LocalDiskError, match="No space"):

@@ -18,6 +18,7 @@ import stashcordfs.cli.mount
 import stashcordfs.cli.mountpoint as mp
 from stashcordfs.cli import umount as umount_module
 from stashcordfs.cli.main import COMMANDS, main
+from stashcordfs.cli.users import find_users
 from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.ops.control import serve_control
 from stashcordfs.volumes import Mount, VolumeDir, VolumeRecord
@@ -361,11 +362,27 @@ def test_a_busy_mount_says_by_whom(place, mounted, tmp_path, monkeypatch) -> Non
     (proc / "7/cwd").symlink_to(place / "sub")
     (proc / "7/comm").write_text("bash\n")
     (proc / "8/fd/3").symlink_to("/elsewhere")
-    (proc / "9/maps").write_text(f"00-01 r--p 00 00:00 1   {place}/lib.so\n")
+    (proc / "9/maps").write_text(f"00-01 rw-s 00 00:00 0\n00-01 r--p 00 00:00 1   {place}/lib.so\n")
     (proc / "9/comm").write_text("prog\n")
-    assert mp.find_users(place, proc) == ["7 (bash)", "9 (prog)"]
-    monkeypatch.setattr(mp, "find_users", lambda _place: ["7 (bash)"])
-    with pytest.raises(StashcordError, match=r"in use by 7 \(bash\)"):
+    (proc / "self").mkdir()
+    (proc / "self/mountinfo").write_text(
+        f"1 0 0:9 / {place} rw - fuse.stashcordfs stashcordfs:v rw\n"
+        f"2 1 0:5 / {place}/below\\040it rw - tmpfs tmpfs rw\n"
+        f"3 0 0:9 / /bound rw - fuse.stashcordfs stashcordfs:v rw\n"
+        f"4 0 0:5 / {place}-beside rw - tmpfs tmpfs rw\n"
+    )
+    backing = tmp_path / "block/loop3/loop/backing_file"
+    backing.parent.mkdir(parents=True)
+    backing.write_text(f"{place}/image\n")
+    assert find_users(place, proc, tmp_path / "block") == [
+        f"7 (bash: working directory {place}/sub)",
+        f"9 (prog: mapped file {place}/lib.so)",
+        f"a mount at {place}/below it (umount {place}/below it)",
+        "a mount at /bound (umount /bound)",
+        f"/dev/loop3 over {place}/image (losetup -d /dev/loop3)",
+    ]
+    monkeypatch.setattr(mp, "find_users", lambda _place: [f"{n} (bash)" for n in range(10)])
+    with pytest.raises(StashcordError, match=r"in use by 0 \(bash\).* and 2 more: leave it or end"):
         mp.unmount(place)
     monkeypatch.setattr(mp, "find_users", lambda _place: [])
     with pytest.raises(StashcordError, match=r"still mounted: .*fusermount3"):
@@ -390,7 +407,7 @@ def unmounted(monkeypatch):
     """Collects what `umount` would unmount."""
     done: list[Path] = []
     monkeypatch.setattr(umount_module, "unmount", done.append)
-    monkeypatch.setattr(umount_module, "find_users", lambda _place: [])
+    monkeypatch.setattr(mp, "find_users", lambda _place: [])
     return done
 
 
@@ -419,7 +436,7 @@ def test_umount_refuses_a_busy_mount_and_clears_a_dead_one(
     volume, mounted, place, unmounted, monkeypatch
 ) -> None:
     assert run("umount", "v").exit_code == 0  # no daemon answers: nothing to drain
-    monkeypatch.setattr(umount_module, "find_users", lambda _place: ["7 (bash)"])
+    monkeypatch.setattr(mp, "find_users", lambda _place: ["7 (bash)"])
     result = run("umount", "v")
     assert result.exit_code == 1
     assert "in use by 7 (bash)" in result.stderr

@@ -75,7 +75,7 @@ def test_a_first_use_from_mount_to_remount_without_the_cache(demo) -> None:
         demo.run("sync", str(demo.place))
     state = demo.status()
     assert state["state"] == "mounted"
-    assert state["dirty_bytes"] == state["pending_packs"] == 0
+    assert state["dirty_bytes"] == state["pending_packs"] == state["unsettled"] == 0
     assert state["uploaded_bytes"] > len(content)
     assert state["messages_sent"] >= 1
     assert state["rate_limited"] == 0

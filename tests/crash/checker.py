@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ledger import DIRECTORY, Operation
+from ledger import DIRECTORY, XATTR, Operation, attribute, is_file, target_of
 from model import Allowed, Cut, State, allowed, judge_names
 from pages import PAGE_BYTES, PageMaker
 
@@ -41,8 +42,8 @@ class Checker:
         verdict.wrong += names.wrong
         for path, told in found.items():
             file = names.names.get(path, told)
-            if file == DIRECTORY:
-                verdict.state.names[path] = DIRECTORY
+            if file is not None and not is_file(path, file):
+                verdict.state.names[path] = file
             elif file is None:
                 verdict.damaged.add(path)
             else:
@@ -66,7 +67,25 @@ class Checker:
             for name in folders:
                 found[str(below / name)] = DIRECTORY
             for name in files:
-                found[str(below / name)] = self._identity(Path(folder) / name)
+                path = Path(folder) / name
+                if path.is_symlink():
+                    found[str(below / name)] = _link(path)
+                else:
+                    found |= self._look_at_file(path, str(below / name))
+        return found
+
+    def _look_at_file(self, path: Path, name: str) -> dict[str, int | None]:
+        """Which file it is; and its attribute, if it has one."""
+        found = {name: self._identity(path)}
+        try:
+            file, value = (int(part) for part in os.getxattr(path, XATTR).split(b":"))
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+        else:
+            if found[name] is None:
+                found[name] = file
+            found[attribute(name.partition("/")[0], file)] = value
         return found
 
     def _identity(self, path: Path) -> int | None:
@@ -148,6 +167,12 @@ class Checker:
         older = bool(may) and page.version < min(may)
         word = "older than acknowledged" if older else "not to be expected"
         return 0, f"version {page.version:x}, {word}, allowed {_hex(may)}"
+
+
+def _link(path: Path) -> int | None:
+    target = str(path.readlink())
+    number = int(target.removeprefix("link-") or 0)
+    return number if target == target_of(number) else None
 
 
 def _hex(versions: set[int]) -> str:

@@ -10,6 +10,10 @@ One JSON list a line, appended by a single write(2); the machine that keeps it d
 Kinds: `write` {file, first, count, version, end, direct}, `truncate` {file, size}, `fsync` {file},
 `close` {file}, `names` {path: file, DIRECTORY or null for gone} and `fsyncdir`. Times are
 CLOCK_MONOTONIC, which all processes of a machine share.
+
+Among the names are two that lead to no contents: a symbolic link, whose number is below DIRECTORY
+and stands in its target; and a file's attribute, as `WRITER/#FILE` with its value, below DIRECTORY
+too. So what is true of names is asked of both.
 """
 
 from __future__ import annotations
@@ -22,6 +26,26 @@ from pathlib import Path
 from typing import Any
 
 DIRECTORY = -1  # in place of a file's id
+XATTR = "user.crash"  # its value: FILE:VALUE
+
+
+def is_file(path: str, file: int) -> bool:
+    """Whether it has contents: no folder, no symbolic link, no attribute."""
+    return file > DIRECTORY and not is_attribute(path)
+
+
+def is_attribute(path: str) -> bool:
+    return "/#" in path
+
+
+def attribute(writer: str, file: int) -> str:
+    """Where a file's attribute stands among the names."""
+    return f"{writer}/#{file:x}"
+
+
+def target_of(link: int) -> str:
+    """What a symbolic link with this number holds."""
+    return f"link-{link}"
 
 
 @dataclass(slots=True)

@@ -2,13 +2,15 @@
 
 Contents. Of each page: the version of the last acknowledgement that covers it, or one written
 later; never an older one, zeros, or a page from elsewhere. Of the size: what it was at that
-acknowledgement or later, or a page's edge inside a write that was growing the file.
+acknowledgement or later, or a page's edge inside a write that was growing the file. Pages that only
+a truncation has made are zeros, version 0.
 
 Zeros only where a truncation that was not acknowledged raised the size over bytes that had not come
 from the kernel's cache yet: the kernel sends the new size first, as local file systems do.
 
-Acknowledged by: fsync. In a killed process also by close, which hands the kernel's pages to the
-process, and by a direct write; their size and names may lose the last moments (`GRACE_S`).
+Acknowledged by: fsync, and msync of all that is mapped. In a killed process also by close, which
+hands the kernel's pages to the process, and by a direct write; their size and names may lose the
+last moments (`GRACE_S`).
 
 Names. There is one moment, not before the last fsync or fsyncdir began and not older than the
 grace, at which the whole namespace was as it is found. Each writer's folder must match a state
@@ -121,6 +123,7 @@ def _apply(op: Operation, size: int, pages: list[int]) -> int:
     if op.kind == "truncate":
         to: int = op.about["size"]
         del pages[-(-to // PAGE_BYTES) :]
+        pages += [0] * (-(-to // PAGE_BYTES) - len(pages))
         return to
     first, count = op.about["first"], op.about["count"]
     pages[first : first + count] = [op.about["version"]] * count

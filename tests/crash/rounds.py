@@ -18,7 +18,7 @@ from typing import Any
 from checker import Checker, Verdict
 from daemon import SITES
 from invariants import check_journal
-from ledger import Trouble, read
+from ledger import Trouble, attribute, read
 from model import GRACE_S, Cut, State
 from pages import PageMaker
 from rig import HERE, Rig
@@ -166,6 +166,7 @@ class Round:
             file = state.names.pop(path, None)
             if file is not None and file not in state.names.values():
                 state.files.pop(file, None)
+                state.names.pop(attribute(path.partition("/")[0], file), None)
         if verdict.damaged:
             fd = os.open(self.rig.mountpoint, os.O_RDONLY)
             os.fsync(fd)

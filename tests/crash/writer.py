@@ -1,4 +1,5 @@
-"""A program under load: makes, fills, overwrites, cuts, links, renames and removes its own files.
+"""A program under load: makes, fills, overwrites, maps, cuts, marks, links, renames and removes its
+own files.
 
 Several run at once, each in a folder of its own. Everything it does is in its ledger before it is
 done, and acknowledged there after. It ends by itself when the file system goes away (that is what
@@ -21,7 +22,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ledger import DIRECTORY, Ledger
+from ledger import (
+    DIRECTORY,
+    XATTR,
+    Ledger,
+    attribute,
+    is_attribute,
+    is_file,
+    target_of,
+)
 from pages import PAGE_BYTES, PageMaker
 
 _MOST_FILES = 14
@@ -66,15 +75,16 @@ class Writer:
             yield
         for path, file in delta.items():
             if file is None:
-                del self.names[path]
+                self.names.pop(path, None)
             else:
                 self.names[path] = file
 
     # ------------------------------------------------------------ choosing
 
     def _paths(self, *, folders: bool = False) -> list[str]:
-        top = self.name
-        return [p for p, f in self.names.items() if (f == DIRECTORY) == folders and p != top]
+        if folders:
+            return [p for p, f in self.names.items() if f == DIRECTORY and p != self.name]
+        return [p for p, f in self.names.items() if is_file(p, f)]
 
     def _a_file(self) -> tuple[str, int] | None:
         paths = self._paths()
@@ -120,6 +130,16 @@ class Writer:
         if room > 0:
             self._write(fd, file, first, min(room, self._length()))
 
+    def _grow(self, fd: int, file: int) -> None:
+        """A hole at the end: zeros, where nothing may show through."""
+        size, versions = self.files[file]
+        room = _MOST_PAGES - len(versions)
+        if size % PAGE_BYTES == 0 and room > 0:
+            more = min(room, self._length())
+            with self._told("truncate", file=file, size=size + more * PAGE_BYTES):
+                os.ftruncate(fd, size + more * PAGE_BYTES)
+            self.files[file] = [size + more * PAGE_BYTES, versions + [0] * more]
+
     def _length(self) -> int:
         return self.chance.choice(
             [1, 2, self.chance.randrange(1, 40), self.chance.randrange(1, 300)]
@@ -156,8 +176,10 @@ class Writer:
                 self._overwrite(fd, file)
             elif what < 0.88:
                 self._append(fd, file)
-            else:
+            elif what < 0.97:
                 self._cut(fd, file)
+            else:
+                self._grow(fd, file)
             if self.chance.random() < 0.35:
                 self._fsync(fd, file)
 
@@ -202,6 +224,75 @@ class Writer:
             self._overwrite(fd, file, direct=True)
             self._close(fd, file)
 
+    def map(self) -> None:
+        """Store into a shared mapping, and msync all of it, or leave that to the kernel."""
+        found = self._a_file()
+        whole = self.files[found[1]][0] // PAGE_BYTES if found else 0
+        if not found or not whole:
+            return
+        path, file = found
+        fd = self._open(path, os.O_RDWR)
+        with mmap.mmap(fd, whole * PAGE_BYTES) as mapped:
+            for _ in range(self.chance.randrange(1, 4)):
+                first = self.chance.randrange(whole)
+                self._store(mapped, file, first, min(self._length(), whole - first))
+                if self.chance.random() < 0.5:
+                    with self._told("fsync", file=file):
+                        mapped.flush()
+        self._close(fd, file)
+
+    def _store(self, mapped: mmap.mmap, file: int, first: int, count: int) -> None:
+        version = self._version()
+        about = {"file": file, "first": first, "count": count, "version": version}
+        end = (first + count) * PAGE_BYTES
+        with self._told("write", **about, end=end, direct=False):
+            mapped[first * PAGE_BYTES : end] = self.maker.make_run(file, first, count, version)
+        self.files[file][1][first : first + count] = [version] * count
+
+    def cut_by_name(self) -> None:
+        """truncate(2): nothing is open."""
+        if found := self._a_file():
+            path, file = found
+            size, versions = self.files[file]
+            to = self.chance.randrange(size + 1)
+            with self._told("truncate", file=file, size=to):
+                os.truncate(self.mount / path, to)
+            self.files[file] = [to, versions[: -(-to // PAGE_BYTES)]]
+
+    def mark(self) -> None:
+        """Set or remove an extended attribute, mostly followed by an fsync of the file."""
+        if found := self._a_file():
+            path, file = found
+            fd = self._open(path, os.O_RDWR)
+            where = attribute(self.name, file)
+            if where in self.names and self.chance.random() < 0.3:
+                with self._told_names(**{where: None}):
+                    os.removexattr(fd, XATTR)
+            else:
+                value = -self._version()  # no file's number
+                with self._told_names(**{where: value}):
+                    os.setxattr(fd, XATTR, b"%d:%d" % (file, value))
+            if self.chance.random() < 0.7:
+                self._fsync(fd, file)
+            self._close(fd, file)
+
+    def symlink(self) -> None:
+        """Make one, or move or remove one."""
+        links = [p for p, f in self.names.items() if f < DIRECTORY and not is_attribute(p)]
+        new = self._new_path()
+        if len(links) < 4:
+            link = -self._version()
+            with self._told_names(**{new: link}):
+                (self.mount / new).symlink_to(target_of(link))
+            return
+        path = self.chance.choice(links)
+        if self.chance.random() < 0.5:
+            with self._told_names(**{path: None}):
+                (self.mount / path).unlink()
+        else:
+            with self._told_names(**{path: None, new: self.names[path]}):
+                (self.mount / path).rename(self.mount / new)
+
     def empty(self) -> None:
         """As `>` does it: opened with O_TRUNC and written anew."""
         if found := self._a_file():
@@ -224,11 +315,19 @@ class Writer:
             if self.chance.random() < 0.8:
                 self._fsync(fd, file)
             self._close(fd, file)
-            with self._told_names(**{path: None, target: file}):
+            gone = self._gone_with(target)
+            with self._told_names(**{path: None, target: file, **gone}):
                 (self.mount / path).rename(self.mount / target)
             self._forget(old)
             if self.chance.random() < 0.4:
                 self._fsyncdir()
+
+    def _gone_with(self, path: str) -> dict[str, None]:
+        """What goes with a file's last name: its attribute."""
+        file = self.names[path]
+        last = sum(f == file and not is_attribute(p) for p, f in self.names.items()) == 1
+        where = attribute(self.name, file)
+        return {where: None} if last and where in self.names else {}
 
     def _forget(self, file: int) -> None:
         if file not in self.names.values():
@@ -259,7 +358,7 @@ class Writer:
     def remove(self) -> None:
         if found := self._a_file():
             path, file = found
-            with self._told_names(**{path: None}):
+            with self._told_names(**{path: None, **self._gone_with(path)}):
                 (self.mount / path).unlink()
             self._forget(file)
 
@@ -325,11 +424,11 @@ class Writer:
                 (self.mount / self.name).mkdir()
         acts = {
             self.make: 4, self.change: 6, self.change_directly: 2, self.empty: 1, self.save: 3,
-            self.move: 2, self.link: 1, self.remove: 1, self.folder: 1, self.look: 2,
-            self._fsyncdir: 1,
+            self.move: 2, self.link: 2, self.remove: 1, self.folder: 1, self.look: 2,
+            self._fsyncdir: 1, self.map: 3, self.cut_by_name: 1, self.mark: 3, self.symlink: 2,
         }  # fmt: skip
         if overwriting:
-            acts = {self.change: 1, self.change_directly: 1}
+            acts = {self.change: 1, self.change_directly: 1, self.map: 1}
         while time.monotonic() < self._ends_at:
             self.chance.choices(list(acts), list(acts.values()))[0]()
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import logging
+import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 
 from stashcordfs.daemon import sleep
+from stashcordfs.daemon.mounted import _hurry
 from stashcordfs.daemon.sleep import SleepWatch
 from stashcordfs.errors import DiscordUnavailable
+from stashcordfs.store.discord_store import DiscordStore
+
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("support", "vfs")]
+from harness import volume
+from in_process import Server
 
 
 class Machine:
@@ -83,3 +92,27 @@ def test_the_machines_own_clocks_agree_on_what_they_count() -> None:
     asleep = sleep.boottime() - sleep.monotonic()
     assert asleep > -1
     assert sleep.boottime() - sleep.monotonic() == pytest.approx(asleep, abs=1)
+
+
+async def test_an_upload_that_waits_for_the_network_goes_at_once_after_a_sleep(
+    tmp_path, autojump_clock, nursery
+) -> None:
+    machine, server = Machine(), Server(tmp_path / "server", rate_limits=False)
+    (tmp_path / "v").mkdir()
+    async with server.client(clock=machine.boottime) as client:
+        store = DiscordStore(client, channels=[server.channel], journal_channel=server.channel)
+        async with volume(tmp_path / "v", other_store=store) as made:
+            watch = machine.watch(client.resumed, partial(_hurry, made.uploader))
+            nursery.start_soon(watch.run)
+            server.cut = True
+            await made.make(b"file", b"x" * 1000)
+            while not made.uploader.state.failures:
+                await made.uploader._changed.wait()
+            server.cut = False
+            made.uploader.state.paused_until_s = trio.current_time() + 1e6
+            machine.slept_s += 3600
+            with trio.move_on_after(1e5):
+                while made.blocks.room.dirty_bytes:
+                    await made.uploader._changed.wait()
+            assert not made.blocks.room.dirty_bytes
+        nursery.cancel_scope.cancel()

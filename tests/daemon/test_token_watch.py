@@ -49,7 +49,7 @@ class Place:
 
     def woken(self) -> None:
         if self.uploader is not None:
-            self.uploader.retry_now()
+            self.uploader.wake()
         self.accepted.set()
         self.accepted = trio.Event()
 

@@ -467,3 +467,34 @@ async def test_a_create_that_was_unclear_stays_so_when_the_breaker_opens(
     async with client_of(script) as client:
         with pytest.raises(errors.OutcomeUnknown, match="blocks this address"):
             await create(client)
+
+
+@pytest.mark.parametrize(
+    ("answer", "offline"),
+    [(httpx.ConnectError("refused"), True), (httpx.Response(503), False)],
+)
+async def test_a_ping_is_one_request_and_tells_whether_anybody_answered(answer, offline) -> None:
+    script = Script(answer)
+    async with client_of(script) as client:
+        with pytest.raises(errors.DiscordUnavailable) as caught:
+            await client.ping()
+    assert len(script.requests) == 1
+    assert caught.value.offline == offline
+
+
+@pytest.mark.parametrize(
+    ("answers", "doubts"),
+    [
+        ([ok(MESSAGE)], 0),
+        ([httpx.ConnectError("refused"), ok(MESSAGE)], 0),
+        ([httpx.ReadTimeout("late"), ok(MESSAGE)], 1),
+        ([httpx.Response(502), ok(MESSAGE)], 1),
+    ],
+)
+async def test_a_success_after_an_unclear_attempt_is_told(answers, doubts, autojump_clock) -> None:
+    heard: list[bool] = []
+    async with client_of(Script(*answers)) as client:
+        await client.create_message(
+            7, [UploadFile("pack", [b"x"])], nonce="n", doubt=lambda: heard.append(True)
+        )
+    assert len(heard) == doubts

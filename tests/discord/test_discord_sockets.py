@@ -154,3 +154,36 @@ async def test_a_cancelled_upload_leaves_the_client_usable() -> None:
             await begun.wait()
             nursery.cancel_scope.cancel()
         assert (await serving.client.current_user()).id == 1
+
+
+async def test_after_a_sleep_no_old_connection_is_used() -> None:
+    async def plain(stream: trio.SocketStream, data: bytes) -> bool:
+        if data.startswith(b"GET /file"):
+            await stream.send_all(answer(206, bytes(50), **{"Content-Range": "bytes 10-59/100"}))
+        else:
+            await stream.send_all(answer(200, b'{"id": "1", "username": "b"}'))
+        return True
+
+    async with served(plain) as serving:
+        for _ in range(2):
+            await serving.client.current_user()
+            assert await fetch_range(serving.client, serving.url + "/file", 10, 50) == bytes(50)
+            await serving.client.resumed()
+    assert serving.connections == 4
+
+
+async def test_an_answer_that_will_never_come_is_not_waited_for_after_a_sleep() -> None:
+    asked = trio.Event()
+
+    async def deaf_once(stream: trio.SocketStream, data: bytes) -> bool:
+        if not asked.is_set():
+            asked.set()
+            await trio.sleep_forever()
+        await stream.send_all(answer(200, b'{"id": "1", "username": "b"}'))
+        return True
+
+    async with served(deaf_once) as serving, trio.open_nursery() as nursery:
+        nursery.start_soon(serving.client.current_user)
+        await asked.wait()
+        await serving.client.resumed()
+    assert serving.connections == 2

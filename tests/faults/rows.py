@@ -118,6 +118,7 @@ ROWS = [
     Row("messages of others between", 22, [always("interleave")]),
     Row("no right to read history", 24, [switch(read_history=False)], may_fail=True),
     Row("lists are empty", 24, [always("no_history")]),
+    Row("limit lowered to 2 MiB", 25, [switch(attachment_bytes=2 << 20)]),
     Row("limit lowered to 1 MiB", 25, [switch(attachment_bytes=1 << 20)], may_fail=True),
     Row(
         "413 for each create",

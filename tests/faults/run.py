@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
+import evidence
 from matrix import OPERATIONS, RECOVER_S, SETTINGS, WAIT_S, Matrix, Result
 from mounted import fuse_missing
 from rows import ROWS, Row
 
-ROOT = Path(__file__).resolve().parents[2]
-EVIDENCE = ROOT / "docs" / "evidence"
+EVIDENCE = evidence.EVIDENCE
 
 
 def main() -> int:
@@ -44,7 +43,7 @@ def main() -> int:
     # in the background a shell ignores SIGINT for us, and our commands would inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
     rows = [row for row in ROWS if options.only in row.name]
-    commit = commit_now()
+    commit = evidence.commit_now()
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="stashcordfs-faults-") as name:
         results = run(rows, Path(name), jobs=options.jobs)
     show(results)
@@ -133,15 +132,6 @@ def markdown(results: list[Result], commit: str) -> str:
         "The numbers are those of the behaviours in `sandbox.md`. Refusals: answers of 401,",
     ]
     return "\n".join([*lines, "403 and 429 (not of a shared limit) while the row ran.", ""])
-
-
-def commit_now() -> str:
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--", "stashcordfs/", ":!stashcordfs/sandbox")
-    return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
 
 
 if __name__ == "__main__":

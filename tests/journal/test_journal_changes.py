@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import stat
 import tempfile
 from pathlib import Path
@@ -127,7 +128,7 @@ class Driver:
         ask(self.journal.set_attributes(self.found(name).ino, atime_ns=when))
 
     def grow(self, name, size):
-        ask(self.journal.grow(self.found(name).ino, size, synced=0))
+        ask(self.journal.set_attributes(self.found(name).ino, size=size, synced=0))
 
     def truncate(self, name, size):
         ask(self.journal.truncate(self.found(name).ino, size, BLOCK, 8))
@@ -226,7 +227,7 @@ def test_a_group_is_told_after_its_commit_with_what_it_is_about(journal):
     made = make(journal)
     assert told == []
     journal.commit()
-    ask(journal.grow(made.ino, 10, synced=10))
+    ask(journal.set_attributes(made.ino, size=10, synced=10))
     journal.commit()
     assert [(r.id, r.names, r.touched) for r in told] == [
         (2, True, frozenset()), (3, False, frozenset({(made.ino, -1)})),
@@ -244,10 +245,13 @@ def test_a_group_ends_before_it_outgrows_a_segment(journal, monkeypatch):
     assert len(rows) > 4
 
 
-def test_many_extended_attributes_go_in_batches(journal):
+def test_an_inodes_extended_attributes_have_a_bound_together(journal):
     made = make(journal)
-    for n in range(40):
-        ask(journal.set_xattr(made.ino, b"user.%d" % n, bytes(9), now_ns=1))
+    for n in range(16):
+        ask(journal.set_xattr(made.ino, b"user.%d" % n, bytes(65_000), now_ns=1))
+    with pytest.raises(FsError, check=lambda error: error.errno == errno.ENOSPC):
+        ask(journal.set_xattr(made.ino, b"user.x", bytes(65_000), now_ns=1))
+    ask(journal.set_xattr(made.ino, b"user.1", bytes(65_536), now_ns=1))
     ask(journal.purge(ask(journal.unlink(ROOT_INO, b"f", now_ns=2))))
     assert journal._db.all("SELECT * FROM xattrs") == []
 
@@ -258,7 +262,7 @@ def test_a_long_chunk_list_is_cut_in_steps_that_are_truncations(journal, monkeyp
     monkeypatch.setattr(facade, "_BATCH", 10)
     made = make(journal)
     driver = Driver(journal)
-    ask(journal.grow(made.ino, 35 * BLOCK, synced=0))
+    ask(journal.set_attributes(made.ino, size=35 * BLOCK, synced=0))
     for n in range(35):
         driver.upload(b"f", n, True)
     ask(journal.truncate(made.ino, 4 * BLOCK + 1, BLOCK, 9))

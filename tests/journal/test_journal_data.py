@@ -52,7 +52,10 @@ async def ino(journal):
 
 async def test_a_chunk_counts_when_its_pack_is_confirmed(journal, ino):
     intent = await intend(journal, P1, C1, C2)
-    assert [i.packs for i in await journal.open_intents()] == [{P1: ("name", 2000)}]
+    (left,) = await journal.open_intents()
+    assert left.packs == {P1: ("name", 2000)}
+    assert left.chunk_ids == {C1, C2}
+    assert left.since_ns > 0
     assert await journal.find_chunk(C1) is None
     with pytest.raises(JournalError, match="unknown"):
         await journal.commit_chunks([(ino, 0, C1, BLOCK)])

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from stashcordfs.cache import folder_name, read_owners
 from stashcordfs.errors import FsError
 from stashcordfs.recovery import fsck
 
@@ -46,8 +47,9 @@ class Unmounted:
         return fsck.repair(self.place, progress=lambda *_: None)
 
     def local_file(self, name: str) -> Path:
-        ino = self.inos[name]
-        return self.folder / "blocks" / f"{ino & 255:02x}" / f"{ino:x}.0"
+        owners = {key: number for number, key in read_owners(self.folder / "blocks")}
+        number = owners[self.inos[name], 0]
+        return self.folder / "blocks" / folder_name(number) / f"{number:x}"
 
     def mounted(self, use: Callable, **options) -> object:
         """Mount, let `use` do something, unmount; what it returned."""

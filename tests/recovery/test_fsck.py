@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from damage import ask, edit, files_of
 
+from stashcordfs.cache import LocalFiles
 from stashcordfs.recovery import fsck
 
 F0, F1 = "d/f0", "d/f1"
@@ -22,7 +23,7 @@ def test_a_sound_volume_is_clean_and_nothing_is_changed_by_looking(unmounted) ->
     report = unmounted.check()
     assert report.findings == []
     assert report.clean
-    assert len(report.stages) == 11
+    assert len(report.stages) == 12
     assert files_of(unmounted.folder) == before
 
 
@@ -213,6 +214,11 @@ def test_findings_of_one_kind_are_counted_and_not_all_told(unmounted) -> None:
     assert len([f for f in report.findings if f.check == "name-inode"]) == 100
 
 
+def test_names_cannot_speak_to_the_terminal(unmounted) -> None:
+    edit(unmounted.journal, "INSERT INTO dirents VALUES (1, x'1b5b326a0aff', 1234567, 999)")
+    assert r"'\x1b[2j\n\xff' in /" in unmounted.check().findings[0].text
+
+
 # ---------------------------------------------------------------------- this machine's side
 
 
@@ -259,7 +265,7 @@ def test_a_table_of_marks_that_is_none_is_reported(unmounted) -> None:
 
 
 def test_stray_files_are_reported_and_left_alone(unmounted) -> None:
-    stray = unmounted.folder / "blocks" / "00" / "notes.txt"
+    stray = unmounted.folder / "blocks" / "n0000" / "notes.txt"
     stray.write_text("mine")
     assert unmounted.check().errors == {"stray-files": 1}
     unmounted.repair()
@@ -267,10 +273,18 @@ def test_stray_files_are_reported_and_left_alone(unmounted) -> None:
 
 
 def test_a_local_file_that_no_inode_has_is_a_note(unmounted) -> None:
-    (unmounted.folder / "blocks" / "00" / "200.0").write_bytes(b"old")
+    files = LocalFiles(unmounted.folder / "blocks")
+    files.write((512, 0), 0, b"old")
+    files.close()
     report = unmounted.check()
     assert report.clean
     assert report.notes == {"leftovers": 1}
+
+
+def test_a_table_of_owners_that_is_none_is_reported(unmounted) -> None:
+    with (unmounted.folder / "blocks" / "owners").open("r+b") as file:
+        file.write(b"something else")
+    assert unmounted.check().errors["owners"] == 1
 
 
 def test_after_a_power_cut_marks_and_cached_blocks_are_not_judged(unmounted) -> None:

@@ -10,6 +10,7 @@ import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+import httpx
 import pytest
 
 from stashcordfs.crypto.keys import VolumeKeys
@@ -25,7 +26,6 @@ from stashcordfs.errors import (
 from stashcordfs.store.api import RECORD_PREFIX, match_attachments
 from stashcordfs.store.discord_store import DiscordStore
 from stashcordfs.store.folder_store import FolderStore
-from stashcordfs.store.limits import LearnedLimits
 from stashcordfs.store.pack import open_chunk
 from stashcordfs.store.packer import RequestBuilder
 from stashcordfs.types import Limits, Location
@@ -46,6 +46,12 @@ def server(tmp_path_factory):
         finally:
             process.terminate()
             process.wait(20)
+
+
+def grow_old(server) -> None:
+    """What is missing now is gone, not late."""
+    url = str(server["api_url"]).partition("/api/")[0] + "/_sandbox/clock"
+    httpx.post(url, json={"advance_s": 61}).raise_for_status()
 
 
 @asynccontextmanager
@@ -111,6 +117,20 @@ async def test_what_may_have_arrived_is_found_by_name_after_an_id(opened) -> Non
         assert await store.find(place.message, {place.filename}) == {}
 
 
+async def test_what_was_made_twice_is_found_twice(opened) -> None:
+    async with opened() as store:
+        before = await store.newest_id()
+        packs = await packs_of(100)
+        first, second = [await store.put(packs, nonce=os.urandom(8).hex()) for _ in range(2)]
+        assert await store.find_all(before, {packs[0].filename}) == first + second
+        assert not store.doubtful("any")
+
+
+async def test_a_ping_is_answered(opened) -> None:
+    async with opened() as store:
+        await store.ping()
+
+
 async def test_records_are_found_and_read(opened) -> None:
     async with opened() as store:
         name = f"{RECORD_PREFIX}x.json"
@@ -119,7 +139,7 @@ async def test_records_are_found_and_read(opened) -> None:
         assert (await store.find_records())[-1] == b'{"a":1}'
 
 
-async def test_what_is_deleted_is_missing_and_beyond_the_end_is_corrupt(opened) -> None:
+async def test_what_is_deleted_is_missing_and_beyond_the_end_is_corrupt(opened, server) -> None:
     async with opened() as store:
         places = [
             (await store.put(await packs_of(100), nonce=os.urandom(8).hex()))[0] for _ in range(3)
@@ -128,6 +148,7 @@ async def test_what_is_deleted_is_missing_and_beyond_the_end_is_corrupt(opened) 
             await store.fetch(places[0], 0, places[0].size_bytes + 1)
         await store.delete([(p.channel, p.message) for p in places])
         await store.delete([(places[0].channel, places[0].message)])
+    grow_old(server)
     async with opened() as store:
         for place in places:
             with pytest.raises(ObjectMissing):
@@ -175,21 +196,6 @@ async def test_a_server_that_refuses_the_smallest_is_not_tried_for_ever() -> Non
     store = DiscordStore(Refusing(), channels=[1], journal_channel=1)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="smallest"):
         await put_until_told(store)
-
-
-def test_limits_follow_the_tier_and_keep_what_was_refused() -> None:
-    learned = LearnedLimits()
-    assert learned.know_guild(0).max_attachment_bytes == 20 * MIB
-    assert learned.know_guild(3).max_attachment_bytes == 25 * MIB
-    assert learned.too_large([24 * MIB])
-    assert learned.know_guild(3).max_attachment_bytes == 20 * MIB
-    kept = LearnedLimits(learned.limits)
-    steps = []
-    while kept.too_large([kept.limits.max_attachment_bytes] * 2):
-        steps.append(
-            (kept.limits.max_attachment_bytes // MIB, kept.limits.max_request_bytes // MIB)
-        )
-    assert steps == [(10, 25), (8, 25), (8, 8)]
 
 
 def test_attachments_are_matched_by_name_then_by_a_size_of_their_own() -> None:

@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -80,7 +80,7 @@ class MemoryFileSystem:
         if mode is not None:
             changes["mode"] = stat.S_IFMT(node.attributes.mode) | stat.S_IMODE(mode)
         given = {key: value for key, value in changes.items() if value is not None}
-        node.attributes = replace(node.attributes, **given)
+        node.attributes = node.attributes._replace(**given)
         return node.attributes
 
     async def mknod(self, parent, name, mode, rdev, uid, gid):
@@ -109,12 +109,12 @@ class MemoryFileSystem:
     async def link(self, ino, parent, name):
         self.nodes[parent].entries[name] = (next(self.cookies), ino)
         node = self.nodes[ino]
-        node.attributes = replace(node.attributes, nlink=node.attributes.nlink + 1)
+        node.attributes = node.attributes._replace(nlink=node.attributes.nlink + 1)
         return node.attributes
 
     async def unlink(self, parent, name):
         node = self.nodes[self.nodes[parent].entries.pop(name)[1]]
-        node.attributes = replace(node.attributes, nlink=node.attributes.nlink - 1)
+        node.attributes = node.attributes._replace(nlink=node.attributes.nlink - 1)
 
     async def rmdir(self, parent, name):
         if self.nodes[self.nodes[parent].entries[name][1]].entries:
@@ -135,6 +135,9 @@ class MemoryFileSystem:
             await self.setattr(ino, size=0)
         return self._handle(ino)
 
+    def watch_reads(self, watched):
+        """Nothing here waits for a network."""
+
     async def read(self, fh, offset, size):
         return bytes(self.nodes[self.handles[fh]].data[offset : offset + size])
 
@@ -142,7 +145,7 @@ class MemoryFileSystem:
         node = self.nodes[self.handles[fh]]
         node.data.extend(bytes(max(0, offset - len(node.data))))
         node.data[offset : offset + len(data)] = data
-        node.attributes = replace(node.attributes, size=len(node.data))
+        node.attributes = node.attributes._replace(size=len(node.data))
         return len(data)
 
     async def fsync(self, fh, datasync):

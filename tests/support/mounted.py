@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -44,19 +45,9 @@ class DemoVolume:
         self.state = folder / "state"
         self.server_folder = folder / "server"
         self.mountpoint.mkdir(parents=True)
-        self._server_log = (folder / "sandbox.log").open("w")
-        self._server = subprocess.Popen(
-            [*COMMAND, "sandbox", "run", "--dir", str(self.server_folder), *server],
-            stdout=subprocess.PIPE,
-            stderr=self._server_log,
-            text=True,
-        )
+        self._server_options = server
+        self.start_server()
         try:
-            assert self._server.stdout is not None
-            line = self._server.stdout.readline()
-            if not line:
-                raise RuntimeError((folder / "sandbox.log").read_text())
-            self.server: dict[str, Any] = json.loads(line)
             self.token = str(self.server["token"])
             self.environment = {
                 **{k: v for k, v in os.environ.items() if not k.startswith("STASHCORDFS_")},
@@ -87,12 +78,18 @@ class DemoVolume:
             volume.mount()
             yield volume
         finally:
-            with contextlib.suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
-                if volume.is_mounted():
-                    volume.command("umount", "--no-wait", str(volume.mountpoint))
-            if volume.is_mounted():
-                subprocess.run(["fusermount3", "-uz", str(volume.mountpoint)], check=False)
-            volume.end_server()
+            volume.end()
+
+    def end(self) -> None:
+        """Unmount, by force where it must be, and end the sandbox; whatever the test has done."""
+        try:
+            with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
+                if self.is_mounted():
+                    self.command("umount", "--no-wait", str(self.mountpoint), timeout_s=_ENDING_S)
+            while self.is_mounted():  # busy, or mounted over itself
+                subprocess.run(["fusermount3", "-uz", str(self.mountpoint)], check=True)
+        finally:
+            self.end_server()
 
     def command(self, *args: str, timeout_s: float = 1800) -> str:
         """Run one of the program's commands; what it printed. RuntimeError with its words."""
@@ -108,8 +105,17 @@ class DemoVolume:
             raise RuntimeError(f"{args[0]} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
-    def mount(self) -> None:
-        self.command("mount", NAME, str(self.mountpoint), timeout_s=120)
+    def mount(self, *options: str) -> None:
+        self.command("mount", *options, NAME, str(self.mountpoint), timeout_s=120)
+
+    @contextlib.contextmanager
+    def server_halted(self) -> Iterator[None]:
+        """The server's process stands still inside: connections are made, nothing is answered."""
+        self._server.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._server.send_signal(signal.SIGCONT)
 
     def umount(self) -> None:
         self.command("umount", str(self.mountpoint))
@@ -141,7 +147,24 @@ class DemoVolume:
         base = str(self.server["api_url"]).partition("/api/")[0]
         return fetch_json(f"{base}/_sandbox/stats")
 
+    def start_server(self) -> None:
+        """Start the sandbox; after `end_server`, again with what it had, at the same place."""
+        self._server_log = (self.folder / "sandbox.log").open("a")
+        self._server = subprocess.Popen(
+            [*COMMAND, "sandbox", "run", "--dir", str(self.server_folder), *self._server_options],
+            stdout=subprocess.PIPE,
+            stderr=self._server_log,
+            text=True,
+        )
+        assert self._server.stdout is not None
+        line = self._server.stdout.readline()
+        if not line:
+            self.end_server()
+            raise RuntimeError((self.folder / "sandbox.log").read_text())
+        self.server: dict[str, Any] = json.loads(line)
+
     def end_server(self) -> None:
+        self._server.send_signal(signal.SIGCONT)
         self._server.terminate()
         self._server.wait(_ENDING_S)
         if self._server.stdout is not None:

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from stashcordfs.store.api import ObjectStore
 
 BLOCK = 64 << 10
+
+
+async def inline(work, *args, **_):
+    """In place of `trio.to_thread.run_sync`: virtual time must not pass while a thread works."""
+    await trio.lowlevel.checkpoint()
+    return work(*args)
+
+
 KEYS = VolumeKeys(bytes(16), {0: bytes(range(32))})
 
 
@@ -41,11 +49,18 @@ class FaultyStore(FolderStore):
     puts = 0
     lists = 0
     fetched = 0
+    pings = 0
+
+    async def ping(self):
+        await trio.lowlevel.checkpoint()
+        self.pings += 1
+        if self.offline:
+            raise DiscordUnavailable("no network", offline=True)
 
     async def put(self, packs, *, nonce):
         await trio.lowlevel.checkpoint()
         if self.offline:
-            raise DiscordUnavailable("no network")
+            raise DiscordUnavailable("no network", offline=True)
         self.puts += 1
         return await super().put(packs, nonce=nonce)
 
@@ -59,7 +74,7 @@ class FaultyStore(FolderStore):
     async def fetch(self, location, start, length):
         await trio.lowlevel.checkpoint()
         if self.offline:
-            raise DiscordUnavailable("no network")
+            raise DiscordUnavailable("no network", offline=True)
         if self.missing:
             raise ObjectMissing("deleted by hand")
         self.fetched += length
@@ -124,6 +139,7 @@ async def volume(
     upload: bool = True,
     settings: UploadSettings | None = None,
     other_store: ObjectStore | None = None,
+    durability: str = "local",
     telling: Telling | None = None,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one.
@@ -150,6 +166,7 @@ async def volume(
             read_ahead_bytes=4 * BLOCK,
             deadline_s=deadline_s,
             max_file_bytes=1 << 41,
+            durability=durability,
         ),
         store=other_store or store,
         keys=KEYS,

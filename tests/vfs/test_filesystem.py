@@ -20,12 +20,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from harness import BLOCK, volume
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    """A virtual clock that leaves worker threads a moment before it jumps."""
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 async def test_what_was_written_is_read_before_any_upload(clock: object, tmp_path: Path) -> None:
     data = os.urandom(3 * BLOCK + 17)
     async with volume(tmp_path, upload=False) as v:
@@ -133,7 +127,7 @@ async def test_page_writes_over_an_evicted_block_fetch_nothing(
         await v.fs.write(fh, 4096, b"y" * 4096)
         assert await v.fs.read(fh, 4096, 4096) == b"y" * 4096
         v.store.offline = False
-        v.uploader.retry_now()
+        v.uploader.wake()
         data[4096:8192] = b"y" * 4096
         await v.fs.sync_remote()
         await v.fs.release(fh)
@@ -327,3 +321,37 @@ async def test_a_round_that_cannot_be_built_lets_its_blocks_go(
         lives = [v.blocks.live[ino] for ino in (first, second)]
         assert [live.dirty[0].sealing for live in lives] == [False, False]
         assert len((await v.uploader._build()).items) == 2
+
+
+async def test_a_new_file_is_known_to_have_no_attributes_until_it_gets_one(tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, os.O_RDWR, 0, 0)
+        with pytest.raises(FsError) as caught:
+            await v.fs.getxattr(made.ino, b"user.a")
+        assert caught.value.errno == errno.ENODATA
+
+        await v.fs.setxattr(made.ino, b"user.a", b"1")
+
+        assert await v.fs.getxattr(made.ino, b"user.a") == b"1"
+        await v.fs.release(fh)
+
+
+async def test_a_removed_cached_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, os.O_RDWR, 0, 0)
+        await v.fs.write(fh, 0, os.urandom(2 * BLOCK + 5))
+        await v.fs.release(fh)
+        await v.uploader.flush()
+        await v.durability.commit()
+        assert (v.blocks.clean_blocks, v.blocks.live) == (3, {})
+
+        await v.fs.unlink(ROOT_INO, b"a")
+
+        assert (v.blocks.clean_blocks, v.blocks.room.used_bytes) == (0, 0)
+        assert await v.journal.cached_all() == []
+        assert await v.journal.chunk_at(made.ino, 1) is None
+        with pytest.raises(FsError):
+            await v.journal.getattr(made.ino)
+        assert v.blocks.files.exists((made.ino, 0))  # until the journal is durable
+        await v.durability.sync()
+        assert not v.blocks.files.exists((made.ino, 0))

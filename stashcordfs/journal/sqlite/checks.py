@@ -129,7 +129,7 @@ def check_names(look: Inspection) -> Iterator[Fault]:
     for parent, name, ino, no_inode, no_folder, links, bad_name, bad_cookie in look.sliced(
         "dirents", sql
     ):
-        what = f"{readable(name)!r} in {look.path(parent)}"
+        what = f"'{readable(name)}' in {look.path(parent)}"
         if no_inode:
             yield Fault("name-inode", f"{what}: inode {ino} is missing")
         if no_folder:
@@ -162,7 +162,7 @@ def check_reach(look: Inspection) -> Iterator[Fault]:
 
 def reach_folders(look: Inspection) -> None:
     """Fill the temporary table `reached` with every folder below the root, level by level."""
-    run = look.connection.execute
+    run = look.run
     run("DROP TABLE IF EXISTS temp.reached")
     run("CREATE TEMP TABLE reached (ino INTEGER NOT NULL PRIMARY KEY, seen INTEGER NOT NULL)")
     run("CREATE INDEX temp.reached_open ON reached (ino) WHERE seen = 0")

@@ -25,7 +25,7 @@ import apsw.bestpractice
 import trio
 
 from stashcordfs.errors import JournalError, LocalDiskError
-from stashcordfs.journal.sqlite import schema
+from stashcordfs.journal.sqlite import checksums, schema
 from stashcordfs.journal.sqlite.recording import Recorder
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Recorded:
 
 
 def prepare_apsw() -> None:
+    """Set apsw up as every connection to a journal needs it. Must precede the first."""
+    checksums.available()
     if apsw.bestpractice.connection_dqs not in apsw.connection_hooks:
         apsw.bestpractice.apply(
             (
@@ -71,6 +73,8 @@ def prepare_apsw() -> None:
 def _ours(error: apsw.Error) -> JournalError | LocalDiskError:
     if isinstance(error, apsw.FullError):
         return LocalDiskError(errno.ENOSPC, f"journal: {error}")
+    if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_DATA:
+        return LocalDiskError(errno.EIO, "journal: a page is damaged; run stashcordfs fsck")
     if isinstance(error, apsw.IOError):
         return LocalDiskError(errno.EIO, f"journal: {error}")
     return JournalError(f"journal: {error}")
@@ -115,6 +119,10 @@ class Database:
         try:
             self._connection = apsw.Connection(str(path))
             path.chmod(0o600)
+            if create:
+                checksums.begin(self._connection)
+            else:
+                checksums.suit(self._connection)
             self._connection.pragma("synchronous", "normal")
             self._connection.pragma("wal_autocheckpoint", 0)
             self._connection.pragma("cache_size", -16_000)  # KiB

@@ -10,18 +10,9 @@ from stashcordfs.types import ROOT_INO, Attributes, Ino
 if TYPE_CHECKING:
     from stashcordfs.journal.sqlite.database import Database
 
-_BLOCK = 512  # st_blocks counts in these
-_COLUMNS = "ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns, stored"
 _AS_STORED = "ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns"
+_COLUMNS = f"{_AS_STORED}, (stored + 511) / 512"  # st_blocks counts in 512 bytes
 _NUMBERS_AT_ONCE = 4096
-
-
-def _to_attributes(row: tuple[int, ...]) -> Attributes:
-    ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns, stored = row
-    return Attributes(
-        Ino(ino), mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns,
-        -(-stored // _BLOCK),
-    )  # fmt: skip
 
 
 class Counter:
@@ -85,7 +76,7 @@ class SqliteEngine:
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None."""
         row = self._db.one(f"SELECT {_COLUMNS} FROM inodes WHERE ino = ?", (ino,))  # noqa: S608  constants
-        return None if row is None else _to_attributes(row)
+        return None if row is None else Attributes._make(row)
 
     def new_ino(self) -> Ino:
         """A number never used before."""
@@ -95,31 +86,19 @@ class SqliteEngine:
         """Store a new inode."""
         self._db.run(
             f"INSERT INTO inodes ({_AS_STORED}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
-            self._row(attributes),
+            attributes[:10],
         )
         self.inodes += 1
 
-    def update_inode(self, attributes: Attributes) -> None:
-        """Store an inode anew, but for its size, which `set_size` alone changes."""
-        ino, mode, nlink, uid, gid, rdev, _, *times = self._row(attributes)
+    def update_inode(self, found: Attributes, after: Attributes) -> None:
+        """Store an inode anew, but for its stored bytes."""
         self._db.run(
-            "UPDATE inodes SET mode=?, nlink=?, uid=?, gid=?, rdev=?,"
-            " atime_ns=?, mtime_ns=?, ctime_ns=? WHERE ino=?",
-            (mode, nlink, uid, gid, rdev, *times, ino),
+            "UPDATE inodes SET mode=?2, nlink=?3, uid=?4, gid=?5, rdev=?6, size=?7,"
+            " atime_ns=?8, mtime_ns=?9, ctime_ns=?10 WHERE ino=?1",
+            after[:10],
         )
-
-    @staticmethod
-    def _row(a: Attributes) -> tuple[int, ...]:
-        return (
-            a.ino, a.mode, a.nlink, a.uid, a.gid, a.rdev, a.size,
-            a.atime_ns, a.mtime_ns, a.ctime_ns,
-        )  # fmt: skip
-
-    def set_size(self, found: Attributes, size: int) -> None:
-        """Change a file's size."""
-        self._db.run("UPDATE inodes SET size=? WHERE ino=?", (size, found.ino))
-        if stat.S_ISREG(found.mode):
-            self.bytes += size - found.size
+        if after.size != found.size and stat.S_ISREG(found.mode):
+            self.bytes += after.size - found.size
 
     def touch_folder(self, ino: Ino, now_ns: int, *, subfolders: int = 0) -> None:
         """A name in the folder changed: mtime and ctime; a link for each subfolder more or less."""
@@ -138,11 +117,12 @@ class SqliteEngine:
             self._db.run("UPDATE inodes SET stored = stored + ? WHERE ino = ?", (shift, ino))
 
     def delete_inode(self, found: Attributes) -> None:
-        """Forget the inode with its link target; its extended attributes are gone already."""
+        """Forget the inode with its link target and extended attributes."""
         ino = found.ino
         self._db.run("DELETE FROM inodes WHERE ino = ?", (ino,))
         if not self._db.changes():
             return  # done before
+        self._db.run("DELETE FROM xattrs WHERE ino = ?", (ino,))
         if stat.S_ISLNK(found.mode):
             self._db.run("DELETE FROM symlinks WHERE ino = ?", (ino,))
         self.inodes -= 1

@@ -57,6 +57,14 @@ class Inspection:
         except apsw.Error as error:
             raise JournalError(f"the journal cannot be read: {error}") from error
 
+    def run(self, sql: str, bindings: Sequence[Any] = ()) -> int:
+        """Execute one statement; how many rows it changed."""
+        try:
+            self.connection.execute(sql, bindings)
+        except apsw.Error as error:
+            raise JournalError(f"the journal cannot be read: {error}") from error
+        return self.connection.changes()
+
     def number(self, sql: str, bindings: Sequence[Any] = ()) -> int:
         """The first column of the first row; 0 without one."""
         row = next(self.rows(sql, bindings), None)
@@ -115,10 +123,9 @@ class Inspection:
 
 
 def readable(name: object) -> str:
-    """A name's bytes for a person and for JSON; what is no UTF-8 stays told apart."""
-    if isinstance(name, bytes):
-        return name.decode("utf-8", "backslashreplace")
-    return str(name)
+    """A name's bytes for a terminal and for JSON: what is no printable UTF-8 is escaped."""
+    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import stat
 import time
+from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import apsw
 
 from stashcordfs.errors import JournalError
+from stashcordfs.journal.sqlite import schema
 from stashcordfs.journal.sqlite.checks import (
     BAD_INODE,
     BAD_NAME,
@@ -32,16 +34,26 @@ from stashcordfs.journal.sqlite.inspection import Inspection, readable
 from stashcordfs.types import DAMAGED_CHUNK, ROOT_INO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 LOST_AND_FOUND = b"lost+found"
+_TOLD = 1000  # mended things that are kept in words
 _GAP = 1 << 16  # counters go on this far beyond what is in use: some numbers may be lost to us
 
 _FILE_END = (
     "max(coalesce((SELECT max(idx * ?2 + valid_length) FROM chunk_list WHERE ino = ?1), 0),"
     " coalesce((SELECT (max(idx) + 1) * ?2 FROM dirty WHERE ino = ?1), 0))"
 )
+
+
+class LostFile(NamedTuple):
+    """A local file with unsent data, and the newest version among its marks."""
+
+    ino: int
+    generation: int
+    size: int
+    version: int
 
 
 class Repairs:
@@ -54,6 +66,23 @@ class Repairs:
         self._block_bytes = block_bytes
         self._lost_and_found = 0
 
+    def take_in(self, lost: Iterable[LostFile]) -> None:
+        """Make inodes for local files of which the journal, older than they are, knows nothing."""
+        for file in lost:
+            if not self._all("SELECT 1 FROM inodes WHERE ino = ?", (file.ino,)):
+                self._make(file.ino, stat.S_IFREG | 0o600, file.size)
+                self._run(
+                    "INSERT OR REPLACE INTO generations VALUES (?,?)", (file.ino, file.generation)
+                )
+                self._say(f"inode {file.ino} made anew: its data is only on this machine")
+            self._least("next_version", file.version)
+
+    def _least(self, key: str, number: int) -> None:
+        """A counter goes on beyond a number that is in use."""
+        if (self._look.local(key) or first_number(self._look, key)) <= number:
+            self._run("INSERT OR REPLACE INTO local VALUES (?,?)", (key, number + _GAP))
+            self._say(f"the counter {key} set beyond what is in use")
+
     def all(self) -> None:
         """Mend in the order in which one thing needs another."""
         self._root()
@@ -62,6 +91,7 @@ class Repairs:
         self._missing_inodes()
         self._names()
         self._chunks()
+        self._gaps()
         self._outbox()
         self._reach()
         self._orphans()
@@ -70,14 +100,16 @@ class Repairs:
             self._run("INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)")
 
     def _run(self, sql: str, bindings: Sequence[Any] = ()) -> int:
-        self._look.connection.execute(sql, bindings)
-        return self._look.connection.changes()
+        return self._look.run(sql, bindings)
 
     def _all(self, sql: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return list(self._look.rows(sql, bindings))
 
     def _say(self, text: str) -> None:
-        self.done.append(text)
+        if len(self.done) < _TOLD:
+            self.done.append(text)
+        elif len(self.done) == _TOLD:
+            self.done.append("... and more")
 
     def _count(self, count: int, what: str) -> None:
         if count:
@@ -100,10 +132,7 @@ class Repairs:
             "next_version": "SELECT max(version) FROM dirty",
         }
         for key, sql in in_use.items():
-            highest = self._look.number(sql)
-            if (self._look.local(key) or first_number(self._look, key)) <= highest:
-                self._run("INSERT OR REPLACE INTO local VALUES (?,?)", (key, highest + _GAP))
-                self._say(f"the counter {key} set beyond what is in use")
+            self._least(key, self._look.number(sql))
 
     def _root(self) -> None:
         if not self._all(f"SELECT 1 FROM inodes WHERE ino = ? AND {IS_FOLDER}", (ROOT_INO,)):
@@ -157,7 +186,8 @@ class Repairs:
             "SELECT parent FROM dirents WHERE parent NOT IN (SELECT ino FROM inodes) UNION"
             " SELECT ino FROM chunk_list WHERE ino NOT IN (SELECT ino FROM inodes) UNION"
             " SELECT ino FROM dirty WHERE ino NOT IN (SELECT ino FROM inodes) UNION"
-            " SELECT ino FROM symlinks WHERE ino NOT IN (SELECT ino FROM inodes)"
+            " SELECT ino FROM symlinks WHERE ino NOT IN (SELECT ino FROM inodes) UNION"
+            " SELECT ino FROM dirents WHERE ino NOT IN (SELECT ino FROM inodes)"
         )
         for (ino,) in self._all(missing):
             self._make(ino, *self._kind_of(ino))
@@ -166,18 +196,12 @@ class Repairs:
     # ------------------------------------------------------------------ names
 
     def _names(self) -> None:
-        gone = self._all(
-            "SELECT parent, name, ino FROM dirents WHERE ino NOT IN (SELECT ino FROM inodes)"
-        )
-        for parent, name, ino in gone:
-            self._say(f"{readable(name)!r} in {self._look.path(parent)} led to nothing: removed")
-            self._drop(parent, name, ino)
         misplaced = self._all(
             "SELECT parent, name, ino FROM dirents d WHERE"
             f" {BAD_NAME} OR NOT EXISTS (SELECT 1 FROM inodes WHERE ino = d.parent AND {IS_FOLDER})"
         )
         for parent, name, ino in misplaced:  # without a name, it gets one under lost+found
-            self._say(f"{readable(name)!r} of inode {ino} could not be a name: removed")
+            self._say(f"'{readable(name)}' of inode {ino} could not be a name: removed")
             self._drop(parent, name, ino)
         several = self._all(
             f"SELECT d.ino FROM dirents d JOIN inodes USING (ino) WHERE {IS_FOLDER}"
@@ -266,10 +290,13 @@ class Repairs:
     # ------------------------------------------------------------------ data
 
     def _chunks(self) -> None:
-        for row, filename, why in list(misplaced_chunks(self._look)):
+        reasons: Counter[str] = Counter()
+        for row, _, why in list(misplaced_chunks(self._look)):
             # Deduplication must not choose it; what refers to it could not be opened anyway.
             self._run("DELETE FROM chunks WHERE id = ?", (row,))
-            self._say(f"chunk {row} of pack {filename} forgotten: {why}")
+            reasons[why] += 1
+        for why, count in reasons.items():
+            self._count(count, f"chunks forgotten: {why}")
         self._count(
             self._run(
                 "DELETE FROM packs WHERE message = 0 AND id NOT IN (SELECT pack FROM intent_packs)"
@@ -299,6 +326,28 @@ class Repairs:
             f"DELETE FROM chunk_list WHERE ino IN (SELECT ino FROM inodes WHERE (mode & {FORMAT_MASK})"  # noqa: E501
             f" != {stat.S_IFREG})"
         )
+
+    def _gaps(self) -> None:
+        """Lost entries of chunk lists: the inode still counts their bytes.
+
+        A gap is a hole or lost content; in a file that lost some, no gap may read as zeros.
+        """
+        short = self._all(
+            "SELECT ino, size FROM inodes i"
+            f" WHERE (mode & {FORMAT_MASK}) = {stat.S_IFREG} AND stored >"
+            " (SELECT coalesce(sum(valid_length), 0) FROM chunk_list l WHERE l.ino = i.ino)"
+        )
+        for ino, size in short:
+            lost = self._run(
+                "WITH RECURSIVE n(idx) AS (SELECT 0 UNION ALL SELECT idx + 1 FROM n"
+                " WHERE (idx + 1) * ?2 < ?3) INSERT OR IGNORE INTO chunk_list"
+                " SELECT ?1, idx, ?4, min(?2, ?3 - idx * ?2) FROM n WHERE idx * ?2 < ?3",
+                (ino, self._block_bytes, size, DAMAGED_CHUNK),
+            )
+            if lost:
+                self._say(
+                    f"{self._look.path(ino)}: {lost} blocks marked damaged: their entries are lost"
+                )
 
     def _outbox(self) -> None:
         self._count(
@@ -376,17 +425,21 @@ def _writable(path: Path) -> Iterator[apsw.Connection]:
         connection.close()
 
 
-def mend(path: Path, block_bytes: int) -> list[str]:
+def mend(path: Path, block_bytes: int, lost: Iterable[LostFile] = ()) -> list[str]:
     """Mend the journal at `path` in one transaction; what was done, in words. JournalError.
 
-    The caller holds the volume's lock and has copied the journal.
+    `lost`: local files with unsent data that the journal does not know. The caller holds the
+    volume's lock and has copied the journal.
     """
     try:
         with _writable(path) as connection:
             connection.pragma("synchronous", "full")
             with connection:
                 repairs = Repairs(Inspection(connection), block_bytes)
+                repairs.take_in(lost)
                 repairs.all()
+                if repairs.done:  # in no segment: Discord learns of it by a checkpoint
+                    connection.execute(schema.WANT_CHECKPOINT)
             return repairs.done
     except apsw.Error as error:
         raise JournalError(f"the journal {path} cannot be mended: {error}") from error

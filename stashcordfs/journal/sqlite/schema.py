@@ -18,7 +18,7 @@ import re
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 4
+VERSION = 5
 
 REPLICATED = """
 -- One row a fact about the volume.
@@ -112,9 +112,10 @@ CREATE TABLE watched (
     given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
 
 -- What no segment holds yet: one row a group of operations, as SQLite's session extension records
--- it. Ids go on over segments, checkpoints and writers, without gaps.
-CREATE TABLE changes (
-    id INTEGER NOT NULL PRIMARY KEY, made_ns INTEGER NOT NULL, changeset BLOB NOT NULL);
+-- it. Ids go on over segments, checkpoints and writers, without gaps. (Told in few words, this and
+-- the next: the whole schema should fit into the file's first page, where fsck can still read it
+-- when others are lost.)
+CREATE TABLE changes (id INTEGER PRIMARY KEY, made_ns, changeset);
 
 -- This volume's sealed objects in the journal channel, of this writer and of those that it took
 -- over from; anything else of the volume there is another writer's. `number` and `part` as the
@@ -122,16 +123,14 @@ CREATE TABLE changes (
 -- 0: not confirmed; -1: dropped, and remembered for a while. `sealed`: a segment's bytes, until it
 -- and the next one are on Discord.
 CREATE TABLE objects (
-    object_id BLOB NOT NULL PRIMARY KEY, kind INTEGER NOT NULL, number INTEGER NOT NULL,
-    part INTEGER NOT NULL, last_change INTEGER NOT NULL, made_ns INTEGER NOT NULL,
-    digest BLOB NOT NULL, size INTEGER NOT NULL, sealed BLOB,
-    channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL)
-    WITHOUT ROWID;
+    object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
+    channel, message, attachment) WITHOUT ROWID;
 CREATE INDEX objects_order ON objects (kind, number, part);
 """
 
 REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
 SCHEMA = REPLICATED + LOCAL
+WANT_CHECKPOINT = "INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)"
 
 # From version n to n + 1. A new journal is made by SCHEMA at once; a test holds the two together.
 MIGRATIONS: dict[int, str] = {
@@ -163,17 +162,17 @@ MIGRATIONS: dict[int, str] = {
         filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
         given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
     """,
-    # No segment can hold what was before: a checkpoint must come first.
+    # The checksums' unit is smaller. A length of 0 is a whole dirty block, which stays.
     3: """
-    CREATE TABLE changes (
-        id INTEGER NOT NULL PRIMARY KEY, made_ns INTEGER NOT NULL, changeset BLOB NOT NULL);
+    DELETE FROM cached WHERE length > 0;
+    """,
+    # No segment can hold what was before: a checkpoint must come first.
+    4: """
+    CREATE TABLE changes (id INTEGER PRIMARY KEY, made_ns, changeset);
 
     CREATE TABLE objects (
-        object_id BLOB NOT NULL PRIMARY KEY, kind INTEGER NOT NULL, number INTEGER NOT NULL,
-        part INTEGER NOT NULL, last_change INTEGER NOT NULL, made_ns INTEGER NOT NULL,
-        digest BLOB NOT NULL, size INTEGER NOT NULL, sealed BLOB,
-        channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL)
-        WITHOUT ROWID;
+        object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
+        channel, message, attachment) WITHOUT ROWID;
     CREATE INDEX objects_order ON objects (kind, number, part);
     INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,

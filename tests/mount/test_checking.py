@@ -1,0 +1,189 @@
+"""fsck and verify as a user runs them: a real mount, a real server's double, real losses."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
+mounted = importlib.import_module("mounted")
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.skipif(bool(mounted.fuse_missing()), reason=mounted.fuse_missing() or "fuse"),
+]
+NAME = mounted.NAME
+MIB = 1 << 20
+
+
+@pytest.fixture
+def volume(tmp_path):
+    with mounted.DemoVolume.running(tmp_path) as running:
+        yield running
+
+
+def run(volume, *args: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [*mounted.COMMAND, *args],
+        env=volume.environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def report(volume, *args: str) -> dict:
+    return json.loads(run(volume, *args, "--json")[1])
+
+
+def admin(volume, path: str, body: object) -> None:
+    base = str(volume.server["api_url"]).partition("/api/")[0]
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(f"{base}/_sandbox/{path}", data=data)
+    with urllib.request.urlopen(request, timeout=30):
+        pass
+
+
+def api(volume, method: str, path: str) -> object:
+    request = urllib.request.Request(
+        f"{volume.server['api_url']}{path}",
+        method=method,
+        headers={"Authorization": f"Bot {volume.token}", "User-Agent": "DiscordBot (test, 1)"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def packs(volume) -> list[dict]:
+    """Messages with packs, oldest first: not the volume's record."""
+    channel = volume.server["channel_ids"][0]
+    found = api(volume, "GET", f"/channels/{channel}/messages?limit=100")
+    assert isinstance(found, list)
+    ours = [m for m in found if not m["attachments"][0]["filename"].startswith("stashcordfs")]
+    return sorted(ours, key=lambda message: int(message["id"]))
+
+
+def fill(volume, count: int) -> dict[str, bytes]:
+    """Files, each uploaded in a message of its own."""
+    contents = {}
+    for number in range(count):
+        contents[f"f{number}"] = random.Random(number).randbytes(2 * MIB + 1 + number)
+        (volume.mountpoint / f"f{number}").write_bytes(contents[f"f{number}"])
+        volume.sync()
+    return contents
+
+
+def delete(volume, message: dict) -> None:
+    channel = volume.server["channel_ids"][0]
+    api(volume, "DELETE", f"/channels/{channel}/messages/{message['id']}")
+
+
+def test_a_used_volume_is_clean_mounted_killed_and_unmounted(volume):
+    fill(volume, 2)
+    (volume.mountpoint / "unsent").write_bytes(b"x" * 1000)
+    assert run(volume, "fsck", NAME)[0] == 0
+    assert run(volume, "verify", NAME, "--data")[0] == 0
+    os.kill(volume.pid(), signal.SIGKILL)
+    subprocess.run(["fusermount3", "-uz", str(volume.mountpoint)], check=True)
+    found = report(volume, "fsck", NAME)
+    assert (found["clean"], found["state"], found["findings"]) == (True, "unmounted", [])
+    volume.mount()
+    assert (volume.mountpoint / "unsent").read_bytes() == b"x" * 1000
+    volume.umount()
+    assert run(volume, "fsck", NAME)[0] == 0
+
+
+def test_listing_costs_one_request_and_no_download(volume):
+    fill(volume, 3)
+    before = volume.server_stats()
+    assert report(volume, "verify", NAME)["checked_packs"] == 3
+    after = volume.server_stats()
+    assert after["requests"] - before["requests"] == 1
+    assert after["cdn_bytes"] == before["cdn_bytes"]
+
+
+def test_a_deleted_message_is_sent_anew_from_the_cache(volume):
+    contents = fill(volume, 3)
+    delete(volume, packs(volume)[1])
+    code, text = run(volume, "verify", NAME)
+    assert code == 1
+    assert "3 blocks are sent anew" in text
+    assert "1 packs are missing or damaged on Discord" in volume.status()["last_error"]
+    volume.sync()
+    volume.remount(without_cache=True)
+    for name, data in contents.items():
+        assert (volume.mountpoint / name).read_bytes() == data
+    assert run(volume, "verify", NAME, "--data")[0] == 0
+    assert volume.status()["damaged_blocks"] == 0
+
+
+def test_a_deleted_message_is_sent_anew_without_a_mount(volume):
+    contents = fill(volume, 2)
+    volume.umount()
+    delete(volume, packs(volume)[0])
+    found = report(volume, "verify", NAME)
+    assert (found["resent_blocks"], found["damaged_blocks"]) == (3, 0)
+    assert len(packs(volume)) == 2
+    volume.mount()
+    volume.remount(without_cache=True)
+    for name, data in contents.items():
+        assert (volume.mountpoint / name).read_bytes() == data
+
+
+def test_what_is_lost_for_good_is_told_by_path_and_gives_an_error(volume):
+    contents = fill(volume, 2)
+    volume.remount(without_cache=True)
+    delete(volume, packs(volume)[0])
+    found = report(volume, "verify", NAME)
+    assert found["damaged"] == {"f0": 3}
+    assert volume.status()["damaged_blocks"] == 3
+    with pytest.raises(OSError, match="Input/output error"):
+        (volume.mountpoint / "f0").read_bytes()
+    assert (volume.mountpoint / "f1").read_bytes() == contents["f1"]
+    checked = report(volume, "fsck", NAME)
+    assert checked["errors_by_check"] == {"damaged": 3}
+    assert "/f0: block 0" in checked["findings"][0]["text"]
+    (volume.mountpoint / "f0").unlink()
+    assert run(volume, "verify", NAME)[0] == 0
+    assert run(volume, "fsck", NAME)[0] == 0
+
+
+def test_a_corrupt_attachment_is_found_by_opening_it(volume):
+    contents = fill(volume, 2)
+    volume.remount(without_cache=True)
+    attachment = packs(volume)[0]["attachments"][0]["id"]
+    admin(volume, f"attachments/{attachment}", {"action": "corrupt", "offset": 1000})
+    assert run(volume, "verify", NAME)[0] == 0
+    found = report(volume, "verify", NAME, "--data")
+    assert len(found["corrupt_packs"]) == 1
+    assert found["damaged"] == {"f0": 1}
+    assert (volume.mountpoint / "f1").read_bytes() == contents["f1"]
+
+
+def test_without_the_right_to_read_the_history_nothing_is_condemned(volume):
+    contents = fill(volume, 1)
+    admin(volume, "settings", {"read_history": False})
+    code, text = run(volume, "verify", NAME)
+    assert code == 1
+    assert "error:" in text
+    admin(volume, "settings", {"read_history": True})
+    volume.remount(without_cache=True)
+    assert (volume.mountpoint / "f0").read_bytes() == contents["f0"]
+    assert run(volume, "verify", NAME)[0] == 0
+
+
+def test_a_month_of_subsets_sees_everything(volume):
+    fill(volume, 3)
+    checked = [report(volume, "verify", NAME, "--subset", "1/3")["checked_packs"] for _ in range(3)]
+    assert sum(checked) >= 3

@@ -1,0 +1,68 @@
+"""A thirtieth of the long runs, which `make soak-uploads` and `make soak-offline` start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
+from in_process import served
+from mounted import fuse_missing
+from offline import MIB, overtaken, soak_offline
+from uploads import KINDS, soak_uploads
+
+
+def test_uploads_whose_answers_are_lost_happen_exactly_once(tmp_path):
+    result = soak_uploads(tmp_path, uploads=33, seed=5)
+
+    assert result.problems == []
+    assert result.uploads >= 33
+    assert result.bytes_read_back > 0
+    assert all(result.struck[kind] for kind in KINDS)
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(bool(fuse_missing()), reason=fuse_missing() or "fuse")
+def test_what_was_written_offline_arrives_in_order(tmp_path):
+    result = soak_offline(
+        tmp_path / "volume",
+        data_bytes=64 * MIB,
+        file_bytes=4 * MIB,
+        cache_bytes=128 * MIB,
+        seed=5,
+    )
+
+    assert result.problems == []
+    assert result.bytes_read_back == 67 * MIB
+
+
+# The soaks themselves
+
+
+@pytest.mark.parametrize(
+    ("messages", "most"),
+    [([], 0), ([1, 1, 2, 2, 3], 0), ([1, 2, 1, 2], 1), ([3, 1, 2, 2], 3), ([1, 2, 3, 2, 2], 2)],
+)
+def test_overtaking_is_told(messages, most):
+    assert overtaken(messages) == most
+
+
+async def test_a_server_in_the_process_goes_on_without_its_client(tmp_path, autojump_clock):
+    async with served(tmp_path) as server, server.client() as client:
+        server.sandbox.faults.replace([{"kind": "delay", "route": "me", "seconds": 100}])
+        begun = trio.current_time()
+        await client.current_user()  # again after a minute without an answer
+        assert 60 < trio.current_time() - begun < 100
+        assert server.sandbox.requests["me"] == 2
+
+
+async def test_a_reset_in_the_process_is_an_error_of_the_connection(tmp_path, autojump_clock):
+    async with served(tmp_path) as server:
+        server.sandbox.faults.replace([{"kind": "reset", "route": "me"}])
+        async with httpx.AsyncClient(transport=server.transport) as client:
+            with pytest.raises(httpx.ReadError):
+                await client.get(f"{server.sandbox.view.base_url}/api/v10/users/@me")
