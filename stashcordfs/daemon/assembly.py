@@ -159,6 +159,7 @@ async def _told(
     uploader.halted = lambda: bool(fence.reason)
     uploader.head = publisher.head
     fence.on_fenced = uploader.look_again
+    durability.published = publisher.flush
     return fence, publisher
 
 

@@ -289,7 +289,13 @@ async def _main(
                 accepted=partial(_retry, assembly),
                 learned=redact,
             ),
-            SleepWatch([client.resumed, partial(_hurry, assembly)]),
+            SleepWatch(
+                [
+                    client.resumed,
+                    partial(_hurry, assembly.uploader),
+                    *([assembly.publisher.resumed] if assembly.publisher else []),
+                ]
+            ),
             report,
             assembly.nursery,
             verifier_of(assembly, volume, store, keys, report),
@@ -307,11 +313,9 @@ def _retry(assembly: Assembly) -> None:
         assembly.publisher.retry_now()
 
 
-async def _hurry(assembly: Assembly) -> None:
-    """After a sleep of the machine: the network may be another one, and so the volume's writer."""
-    assembly.uploader.wake()
-    if assembly.publisher is not None:
-        await assembly.publisher.resumed()
+async def _hurry(uploader: Uploader) -> None:
+    """After a sleep of the machine: the network may be another one."""
+    uploader.wake()
 
 
 async def _serve(

@@ -413,12 +413,14 @@ class Uploader:
             for u, chunk_id in parcel.items
         ]
         files = []
-        wanted = sorted({u.live.ino for u, _ in parcel.items})
+        sizes = {u.live.ino: u.live.size for u, _ in parcel.items}  # the journal's may be behind
+        wanted = sorted(sizes)
         told = {ROOT_INO, *wanted}
         for ino in wanted:  # grows by the folders above
             for parent, name in await self._journal.names_of(ino):
                 attributes = await self._journal.getattr(ino)
-                files.append(FileNote(ino, parent, name, attributes.size, attributes.mode))
+                size = sizes.get(ino, attributes.size)
+                files.append(FileNote(ino, parent, name, size, attributes.mode))
                 if parent not in told:
                     told.add(parent)
                     wanted.append(parent)
