@@ -20,8 +20,8 @@ help:
 	@echo 'make soak-faults  every fault of the service against every operation (15 minutes)'
 	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
-	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (2 minutes)'
-	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (10 minutes)'
+	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
+	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup

@@ -196,7 +196,7 @@ class Outbox(Holdings):
         Without an index, for it is asked for seldom: what has no pack is not among them.
         """
         rows = self._db.all(
-            "SELECT filename, channel, message FROM packs"
+            "SELECT filename, channel, abs(message) FROM packs"
             " WHERE filename IN (SELECT value FROM json_each(?))",
             (json.dumps(sorted(names)),),
         )

@@ -150,11 +150,14 @@ class LocalState:
             if path is None:
                 yield Fault("unsent-data", f"{what}: was synced, and its local file is missing")
                 continue
-            if (ino, index) not in self._marked:
-                self.unmarked.append((ino, index, int.from_bytes(bytes(pages), "little")))
-                yield Fault("marks", f"{what}: was synced, and is not marked any more")
             wanted = int.from_bytes(bytes(pages), "little")
-            if lost := (wanted & ~self._pages_there(path, index)).bit_count():
+            mark = self._marked.get((ino, index))
+            if mark is None:
+                self.unmarked.append((ino, index, wanted))
+                yield Fault("marks", f"{what}: was synced, and is not marked any more")
+                continue
+            # The row keeps bits of what a truncation has cut since; the mark does not.
+            if lost := (wanted & mark.pages & ~self._pages_there(path, index)).bit_count():
                 yield Fault("unsent-data", f"{what}: {lost} pages that were synced are holes now")
 
     def _pages_there(self, path: Path, index: int) -> int:

@@ -74,7 +74,8 @@ class Network:
         """Let everybody who waits for the network's return try now."""
         self.gone = False
         self._next_return_s = self._clock() + _RETURN_EVERY_S
-        self._lost = trio.Event()
+        if self._lost.is_set():  # else `run` waits for this one
+            self._lost = trio.Event()
         self._returned.set()
         self._returned = trio.Event()
 

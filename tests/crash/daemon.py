@@ -129,7 +129,7 @@ def _break_fsync() -> None:
 def _shrink(options: dict[str, Any]) -> None:
     mounted = importlib.import_module("stashcordfs.daemon.mounted")
     if path := options.get("boot_id"):
-        _set(mounted, "_BOOT_ID", Path(path))
+        _set(importlib.import_module("stashcordfs.daemon.ground"), "_BOOT_ID", Path(path))
     if pages := options.get("checkpoint_pages"):
         _set(
             importlib.import_module("stashcordfs.journal.sqlite.database"),

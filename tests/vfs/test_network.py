@@ -93,6 +93,18 @@ async def test_a_ping_a_minute_while_it_is_gone_and_wanted(clock, nursery) -> No
     assert len(probe.at) == 4
 
 
+async def test_it_is_pinged_also_when_somebody_woke_all_before_it_went(clock, nursery) -> None:
+    probe = Probe()
+    network = network_of(probe)
+    nursery.start_soon(network.run, lambda: True)
+    await trio.testing.wait_all_tasks_blocked()
+    network.wake()
+    network.lost()
+    await trio.sleep(61)
+
+    assert probe.at == [60]
+
+
 @pytest.mark.parametrize(
     ("error", "gone"),
     [

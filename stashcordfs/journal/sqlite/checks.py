@@ -320,10 +320,13 @@ def check_local(look: Inspection, block_bytes: int) -> Iterator[Fault]:
     )
     for intent, pack in look.rows(lost):
         yield Fault("outbox", f"upload {intent}: names pack {pack}, and one of them is missing")
-    # What is watched for is deleted when it appears.
-    live = "SELECT w.filename FROM watched w JOIN packs p USING (filename) WHERE p.message > 0"
-    for (filename,) in look.rows(live):
-        yield Fault("watch-list", f"pack {filename} is in use, and watched for to be deleted")
+    # A name may be watched and in use: then it is another making of it that is watched for.
+    odd = (
+        "SELECT filename FROM watched WHERE typeof(filename) != 'text'"
+        " OR typeof(after_message) != 'integer' OR typeof(given_up_ns) != 'integer'"
+    )
+    for (filename,) in look.rows(odd):
+        yield Fault("watch-list", f"{readable(filename)}: no entry that can be")
     for table, what in _LEFTOVERS.items():
         gone = (
             f"SELECT t.ino FROM {table} t LEFT JOIN inodes i ON i.ino = t.ino WHERE i.ino IS NULL"

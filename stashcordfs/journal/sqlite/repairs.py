@@ -359,10 +359,10 @@ class Repairs:
         )
         self._count(
             self._run(
-                "DELETE FROM watched WHERE filename IN"
-                " (SELECT filename FROM packs WHERE message > 0)"
+                "DELETE FROM watched WHERE typeof(filename) != 'text'"
+                " OR typeof(after_message) != 'integer' OR typeof(given_up_ns) != 'integer'"
             ),
-            "packs in use no more watched for to be deleted",
+            "entries of the watch list forgotten that could not be",
         )
         for table in ("xattrs", "cached", "generations", "synced_sizes"):
             self._run(f"DELETE FROM {table} WHERE ino NOT IN (SELECT ino FROM inodes)")
