@@ -182,9 +182,7 @@ async def test_two_checkpoints_and_what_reaches_back_are_kept(clock, tmp_path, c
         assert len(extra) <= 1  # a copy that rides in the oldest segment's message
 
 
-async def test_the_head_is_kept_though_all_checkpoints_are_newer(
-    clock, tmp_path, channel
-) -> None:
+async def test_the_head_is_kept_though_all_checkpoints_are_newer(clock, tmp_path, channel) -> None:
     soon = CheckpointSettings(segments=2, keep_s=10)
     async with volume(tmp_path / "a", telling=told(channel, soon)) as v:
         await make_some(v, 3)
