@@ -10,7 +10,7 @@ import pytest
 import trio
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
-from in_process import served
+from served import served
 from mounted import fuse_missing
 from offline import MIB, overtaken, soak_offline
 from uploads import KINDS, soak_uploads

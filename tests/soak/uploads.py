@@ -37,7 +37,7 @@ from stashcordfs.vfs.uploading import UploadSettings
 sys.path += [str(Path(__file__).parent)]
 sys.path += [str(Path(__file__).resolve().parents[1] / room) for room in ("crash", "vfs")]
 from harness import inline
-from in_process import Server, served, wall
+from served import Server, served, wall
 from invariants import check_journal, check_server
 
 BLOCK = 64 << 10
