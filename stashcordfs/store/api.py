@@ -54,7 +54,7 @@ class ObjectStore(Protocol):
         """Those of the named attachments that stand in own messages after this id."""
 
     async def page(self, channel: int, after: int) -> Page:
-        """What own messages after this id carry, at most 100 of them."""
+        """What messages after this id carry, at most 100 of them, whoever posted them."""
 
     async def attachments(self, channel: int, message: int) -> list[Location] | None:
         """What one message carries now; None when there is no such message."""
