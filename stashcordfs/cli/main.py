@@ -34,6 +34,7 @@ COMMANDS = {
     "verify": "Check that Discord still has everything.",
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
+    "recover": "Get a volume back from Discord on this machine.",
     "key": "Manage passphrases and recovery keys.",
 }
 

@@ -30,6 +30,8 @@ _UNKNOWN = (
     "rate_limited",
     "cache_bytes",
     "token",
+    "segment",
+    "discord_age_s",
     "last_error",
 )
 

@@ -1,7 +1,8 @@
 """The composition root: the only place that builds the parts and ties them together.
 
 `provision` makes volumes and changes their keys; `mounted` runs one mount, from the lock to the
-last byte drained; `checking` looks whether all is well. The commands call these functions and have
+last byte drained; `checking` looks whether all is well, and `recovering` gets
+a volume back. The commands call these functions and have
 no logic of their own.
 """
 
@@ -10,5 +11,15 @@ from __future__ import annotations
 from stashcordfs.daemon.checking import fsck_volume, verify_volume
 from stashcordfs.daemon.mounted import run_mount
 from stashcordfs.daemon.provision import MkfsResult, change_keys, mkfs
+from stashcordfs.daemon.recovering import Wanted, recover_volume
 
-__all__ = ["MkfsResult", "change_keys", "fsck_volume", "mkfs", "run_mount", "verify_volume"]
+__all__ = [
+    "MkfsResult",
+    "Wanted",
+    "change_keys",
+    "fsck_volume",
+    "mkfs",
+    "recover_volume",
+    "run_mount",
+    "verify_volume",
+]

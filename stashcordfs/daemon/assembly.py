@@ -16,9 +16,13 @@ from stashcordfs.cache import LocalFiles, Marks
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal import Journal
 from stashcordfs.vfs.blocks import Blocks
+from stashcordfs.vfs.checkpointing import Checkpointer, CheckpointSettings
 from stashcordfs.vfs.durability import Durability, Levels
+from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.journal_channel import JournalChannel
 from stashcordfs.vfs.network import Network
+from stashcordfs.vfs.publishing import Publisher, PublishSettings
 from stashcordfs.vfs.reading import Reader
 from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stashcordfs.crypto.keys import VolumeKeys
-    from stashcordfs.store.api import ObjectStore
+    from stashcordfs.store.api import ObjectStore, Uploadable
     from stashcordfs.vfs.live import Spawn
     from stashcordfs.vfs.room import CacheLimits
 
@@ -51,8 +55,25 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Telling:
+    """What telling Discord of the journal needs. `store` is bound to the journal channel.
+
+    `genesis` is what the first segment is chained to, `record` goes along with each checkpoint,
+    `host` names this machine in its claim, `requests` counts all that were made.
+    """
+
+    store: ObjectStore
+    genesis: bytes
+    record: Uploadable | None = None
+    host: str = ""
+    requests: Callable[[], int] = lambda: 0
+    settings: PublishSettings | None = None
+    checkpoints: CheckpointSettings | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Assembly:
-    """The parts, tied together."""
+    """The parts, tied together. Without a `publisher` Discord is not told of the journal."""
 
     journal: Journal
     blocks: Blocks
@@ -63,6 +84,8 @@ class Assembly:
     levels: Levels
     filesystem: FileSystem
     nursery: trio.Nursery
+    publisher: Publisher | None = None
+    fence: Fence | None = None
 
 
 def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
@@ -83,6 +106,63 @@ def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
     return spawn
 
 
+async def _told(
+    telling: Telling,
+    folder: Path,
+    journal: Journal,
+    blocks: Blocks,
+    durability: Durability,
+    uploader: Uploader,
+    keys: VolumeKeys,
+    clock: Callable[[], float],
+    now_ns: Callable[[], int],
+    report: Callable[[str], None],
+) -> tuple[Fence, Publisher]:
+    """The parts that tell Discord of the journal, and keep it to one writer."""
+    channel = JournalChannel(journal=journal, store=telling.store, keys=keys, clock=clock)
+    fence = Fence(
+        journal=journal,
+        channel=channel,
+        keys=keys,
+        genesis=telling.genesis,
+        host=telling.host,
+        now_ns=now_ns,
+        report=report,
+    )
+    checkpointer = Checkpointer(
+        journal=journal,
+        path=folder / "journal.sqlite",
+        channel=channel,
+        fence=fence,
+        keys=keys,
+        record=telling.record,
+        now_ns=now_ns,
+        settings=telling.checkpoints,
+    )
+    publisher = Publisher(
+        journal=journal,
+        blocks=blocks,
+        durability=durability,
+        channel=channel,
+        fence=fence,
+        checkpointer=checkpointer,
+        keys=keys,
+        clock=clock,
+        now_ns=now_ns,
+        report=report,
+        requests=telling.requests,
+        busy=lambda: uploader.crowded,
+        settings=telling.settings,
+    )
+    await fence.load()
+    await publisher.load()
+    uploader.halted = lambda: bool(fence.reason)
+    uploader.head = publisher.head
+    fence.on_fenced = uploader.look_again
+    durability.published = publisher.flush
+    return fence, publisher
+
+
 @asynccontextmanager
 async def assembled(
     folder: Path,
@@ -95,6 +175,7 @@ async def assembled(
     power_lost: Callable[[Journal], Awaitable[bool]],
     ended: Callable[[Journal], Awaitable[None]],
     report: Callable[[str], None],
+    telling: Telling | None = None,
 ) -> AsyncIterator[Assembly]:
     """The parts over the local state in `folder`, loaded and ready to serve.
 
@@ -163,6 +244,20 @@ async def assembled(
             durability = Durability(
                 blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
             )
+            publisher, fence = None, None
+            if telling is not None:
+                fence, publisher = await _told(
+                    telling,
+                    folder,
+                    journal,
+                    blocks,
+                    durability,
+                    uploader,
+                    keys,
+                    clock,
+                    now_ns,
+                    report,
+                )
             filesystem = FileSystem(
                 journal=journal,
                 blocks=blocks,
@@ -174,10 +269,13 @@ async def assembled(
                 now_ns=now_ns,
                 max_file_bytes=options.max_file_bytes,
                 noatime=options.noatime,
+                **({} if fence is None else {"require_writable": fence.require_writable}),
+                published=None if publisher is None else publisher.flush,
             )
             yield Assembly(
-                journal, blocks, reader, uploader, settler, durability, levels, filesystem, nursery
-            )
+                journal, blocks, reader, uploader, settler, durability, levels, filesystem,
+                nursery, publisher, fence,
+            )  # fmt: skip
             nursery.cancel_scope.cancel()
         await durability.sync()
         await ended(journal)

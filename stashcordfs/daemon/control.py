@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from stashcordfs.daemon.verifying import verifying
+from stashcordfs.errors import StashcordError
 from stashcordfs.ops.control import serve_control
 from stashcordfs.ops.health import HealthSources, serve_health
 from stashcordfs.types import ROOT_INO, Ino
@@ -76,21 +77,37 @@ class Control:
             yield event
 
     async def _drain(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        if self._parts.fenced:  # nothing of ours gets there any more; what is here stays here
+            yield self._progress()
+            return
         self._parts.state = "draining"
         try:
-            async for event in self._flush(ROOT_INO):
+            async for event in self._flush(ROOT_INO, closing=True):
                 self._notifier.status(f"Draining, {event['pending_bytes']} bytes left")
                 self._notifier.extend_timeout(30)
                 yield event
         finally:
             self._parts.state = "mounted"
 
-    async def _flush(self, below: Ino) -> AsyncIterator[dict[str, object]]:
-        """Upload, telling how much is left. Ends when Discord has what was dirty at the call."""
+    async def _flush(
+        self, below: Ino, *, closing: bool = False
+    ) -> AsyncIterator[dict[str, object]]:
+        """Upload, telling how much is left. Ends when Discord has what was dirty at the call.
+
+        `closing`: the unmount is next.
+        """
         done = trio.Event()
+        failed: list[StashcordError] = []
+        if self._parts.fenced:
+            raise StashcordError(self._parts.fenced)
 
         async def flush() -> None:
-            await self._parts.filesystem.sync_remote(below)
+            try:
+                await self._parts.filesystem.sync_remote(below)
+                if closing and self._parts.publisher is not None:
+                    await self._parts.publisher.finish()
+            except StashcordError as error:  # the caller's to hear, not the mount's end
+                failed.append(error)
             done.set()
 
         # The work runs in the mount's own nursery: an async generator must not hold one open
@@ -109,6 +126,8 @@ class Control:
                     await done.wait()
         finally:
             scope.cancel()
+        if failed:
+            raise StashcordError(self._parts.fenced or str(failed[0]))
         yield self._progress()
 
     def _progress(self) -> dict[str, object]:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.config import load_settings
-from stashcordfs.daemon.assembly import Options, assembled
+from stashcordfs.daemon.assembly import Assembly, Options, assembled
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
-from stashcordfs.daemon.provision import open_keys, store_on
+from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
 from stashcordfs.daemon.verifying import verifier_of
@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.durability import Durability, Levels
+    from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
+    from stashcordfs.vfs.publishing import Publisher
     from stashcordfs.vfs.settling import Settler
     from stashcordfs.vfs.uploading import Uploader
 
@@ -92,16 +94,32 @@ class Parts:
     report: Report
     nursery: trio.Nursery
     verifier: Verifier
+    publisher: Publisher | None = None
+    fence: Fence | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def fenced(self) -> str:
+        """Why this mount has become read-only; empty while it has not."""
+        return self.fence.reason if self.fence else ""
+
+    def _told(self) -> dict[str, object]:
+        """What Discord knows of the journal."""
+        if self.publisher is None:
+            return {}
+        return {
+            "segment": self.publisher.segment,
+            "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+        }
 
     def status(self) -> dict[str, object]:
         """The answer of `status --json` while mounted."""
         now = boottime()
         return {
             "name": self.name,
-            "state": self.state,
+            "state": "read-only" if self.fenced else self.state,
             "pid": os.getpid(),
             "mountpoint": str(self.mountpoint),
             "uptime_s": round(time.time() - self.started_at, 1),
@@ -123,7 +141,8 @@ class Parts:
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
             "damaged_blocks": self.verifier.damaged_blocks,
-            "last_error": self.report.last_error,
+            **self._told(),
+            "last_error": self.fenced or self.report.last_error,
         }
 
     def reload(self) -> None:
@@ -143,6 +162,8 @@ class Parts:
             redact(value)
             self.token.replace(value)
         self.uploader.wake()
+        if self.publisher is not None:
+            self.publisher.retry_now()
         log.info("settings reloaded")
 
 
@@ -245,6 +266,7 @@ async def _main(
             power_lost=partial(power_was_lost, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
+            telling=None if options.get("ro") else telling(client, volume, stats),
         ) as assembly,
     ):
         parts = Parts(
@@ -264,16 +286,31 @@ async def _main(
                 client=client,
                 token=token,
                 report=report,
-                accepted=assembly.uploader.wake,
+                accepted=partial(_retry, assembly),
                 learned=redact,
             ),
-            SleepWatch([client.resumed, partial(_hurry, assembly.uploader)]),
+            SleepWatch(
+                [
+                    client.resumed,
+                    partial(_hurry, assembly.uploader),
+                    *([assembly.publisher.resumed] if assembly.publisher else []),
+                ]
+            ),
             report,
             assembly.nursery,
             verifier_of(assembly, volume, store, keys, report),
+            assembly.publisher,
+            assembly.fence,
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
     log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
+
+
+def _retry(assembly: Assembly) -> None:
+    """What waits after failures tries at once: their cause may be gone."""
+    assembly.uploader.wake()
+    if assembly.publisher is not None:
+        assembly.publisher.retry_now()
 
 
 async def _hurry(uploader: Uploader) -> None:
@@ -309,6 +346,7 @@ async def _serve(
             parts.token_watch.run,
             parts.sleep.run,
             operations.interrupts.run,
+            *([parts.publisher.run] if parts.publisher else []),
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

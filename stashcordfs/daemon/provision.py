@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import time
 import uuid
 from contextlib import asynccontextmanager
@@ -18,18 +19,22 @@ import trio
 
 from stashcordfs.crypto import slots
 from stashcordfs.crypto.keys import KEY_BYTES, VolumeKeys
+from stashcordfs.daemon.assembly import Telling
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.errors import AccessDenied, NotFound, StashcordError, TokenRejected, UsageError
 from stashcordfs.journal import Journal
 from stashcordfs.store import record as records
 from stashcordfs.store.discord_store import DiscordStore
+from stashcordfs.store.segment import genesis
+from stashcordfs.vfs.journal_channel import SEEN
 from stashcordfs.volumes import VolumeDir, VolumeRecord
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from stashcordfs.config import Settings
+    from stashcordfs.types import Location
 
 T = TypeVar("T")
 _RECORD = "record"
@@ -57,6 +62,24 @@ def store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStore:
     )
 
 
+def journal_store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStore:
+    """The same, bound to the journal channel alone."""
+    channel = volume.journal_channel
+    return DiscordStore(client, channels=[channel], journal_channel=channel)
+
+
+def telling(client: DiscordClient, volume: VolumeDir, stats: ClientStats) -> Telling:
+    """What a mount needs to tell Discord of its journal."""
+    record = read_record(volume)
+    return Telling(
+        store=journal_store_on(client, volume.read_record()),
+        genesis=genesis(record),
+        record=records.PostedRecord(record.filename, (volume.path / _RECORD).read_bytes()),
+        host=socket.gethostname(),
+        requests=lambda: stats.requests,
+    )
+
+
 @asynccontextmanager
 async def open_store(
     token: Callable[[], str], volume: VolumeRecord, stats: ClientStats
@@ -70,7 +93,7 @@ def open_keys(settings: Settings, volume: VolumeDir) -> VolumeKeys:
     """Unlock the volume with the passphrase of the settings. Takes a second: Argon2id."""
     if settings.passphrase is None:
         raise UsageError("passphrase: not set; set STASHCORDFS_PASSPHRASE, or file:PATH in TOML")
-    return _unlock(read_record(volume), passphrase=settings.passphrase.reveal())[1]
+    return unlock(read_record(volume), passphrase=settings.passphrase.reveal())[1]
 
 
 def read_record(volume: VolumeDir) -> records.VolumeRecord:
@@ -83,7 +106,7 @@ def read_record(volume: VolumeDir) -> records.VolumeRecord:
         raise StashcordError(text) from error
 
 
-def _unlock(
+def unlock(
     record: records.VolumeRecord, *, passphrase: str | None = None, recovery_key: str | None = None
 ) -> tuple[dict[int, bytes], VolumeKeys]:
     """Open the keys by either secret, and check that the record is what was sealed with them."""
@@ -129,9 +152,13 @@ def mkfs(
     keys = VolumeKeys(identity, {made.epoch: master})
     volume.create()
     with volume.lock():
-        _post(token, local, volume, record, keys, progress)
+        posted = _post(token, local, volume, record, keys, progress)
         Journal.create(
-            volume.journal_path, clock_ns=time.time_ns, uid=os.getuid(), gid=os.getgid()
+            volume.journal_path,
+            clock_ns=time.time_ns,
+            uid=os.getuid(),
+            gid=os.getgid(),
+            facts={SEEN: str(posted.message)},
         ).close()
         volume.write_record(local)
     return MkfsResult(local.uuid, recovery_key)
@@ -142,9 +169,9 @@ async def _check_channels(
 ) -> None:
     progress("looking at the channels")
     async with open_store(token, local, ClientStats()) as store:
-        await _explained(store.learn_limits)
-        await _explained(store.newest_id)
-        if found := await _explained(store.find_records):
+        await explained(store.learn_limits)
+        await explained(store.newest_id)
+        if found := await explained(store.find_records):
             uuid_found = records.decode(found[0]).uuid
             raise UsageError(
                 f"channel {local.journal_channel} already holds volume {uuid_found}: "
@@ -152,7 +179,7 @@ async def _check_channels(
             )
 
 
-async def _explained(call: Callable[[], Awaitable[T]]) -> T:
+async def explained(call: Callable[[], Awaitable[T]]) -> T:
     """Run a request; what usually goes wrong the first time is told in a user's words."""
     try:
         return await call()
@@ -179,16 +206,22 @@ def _post(
     record: records.VolumeRecord,
     keys: VolumeKeys,
     progress: Callable[[str], None],
-) -> None:
+) -> Location:
     """Post the record, then keep the same bytes in STATE/NAME, whole or not at all."""
     data = records.encode(record, keys)
 
-    async def post() -> None:
+    async def post() -> Location:
         async with open_store(token, local, ClientStats()) as store:
-            await _explained(lambda: store.post_record(data, record.filename))
+            return await explained(lambda: store.post_record(data, record.filename))
 
     progress("posting the volume's record")
-    trio.run(post)
+    posted = trio.run(post)
+    keep_record(volume, data)
+    return posted
+
+
+def keep_record(volume: VolumeDir, data: bytes) -> None:
+    """Keep the record in STATE/NAME as it was posted, whole or not at all."""
     temporary = volume.path / f"{_RECORD}.new"
     with temporary.open("wb") as file:
         file.write(data)
@@ -219,7 +252,7 @@ def change_keys(
     fresh_key = ""
     if action != "show":
         with volume.lock():
-            masters, keys = _unlock(record, passphrase=passphrase, recovery_key=recovery_key)
+            masters, keys = unlock(record, passphrase=passphrase, recovery_key=recovery_key)
             changed = record.slots
             if action == "remove":
                 changed = slots.remove_slot(changed, slot_id or "")

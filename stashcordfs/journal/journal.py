@@ -8,32 +8,38 @@ from __future__ import annotations
 
 import errno
 import stat
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
 import trio
 
 from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
-from stashcordfs.journal.outbox import Outbox
+from stashcordfs.journal.changes import Changes
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 XATTR_VALUE_MAX = 65_536  # XATTR_SIZE_MAX, linux/limits.h
 _BATCH = 4000  # rows of a chunk list deleted before others get a turn
+XATTRS_MAX = 1 << 20  # of one inode: they go at once with it, and a segment must hold that
 
 
-class Journal(Outbox):
-    """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached."""
+class Journal(Changes):
+    """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached.
+
+    `Changes` adds what Discord is told of all this.
+    """
 
     def __init__(self, database: Database, clock_ns: Callable[[], int], writer_epoch: int) -> None:
         """Use `open` or `create`."""
         engine = SqliteEngine(database, writer_epoch=writer_epoch)
         super().__init__(database, engine, clock_ns)
+        database.now_ns = clock_ns
         self._rules_engine = engine
 
     @classmethod
@@ -52,13 +58,15 @@ class Journal(Outbox):
         uid: int,
         gid: int,
         writer_epoch: int = 1,
+        facts: Mapping[str, str] | None = None,
     ) -> Self:
-        """Make a new journal with an empty root folder."""
+        """Make a new journal with an empty root folder, and facts of this machine (`local`)."""
         database = Database(path, create=True)
         journal = cls(database, clock_ns, writer_epoch)
         now = clock_ns()
         with database.operation:
-            database.run("INSERT INTO local VALUES ('writer_epoch', ?)", (writer_epoch,))
+            for key, value in {"writer_epoch": writer_epoch, **(facts or {})}.items():
+                database.run("INSERT INTO local VALUES (?, ?)", (key, value))
             journal._rules_engine.insert_inode(
                 Attributes(ROOT_INO, stat.S_IFDIR | 0o755, 2, uid, gid, 0, 0, now, now, now)
             )
@@ -114,6 +122,7 @@ class Journal(Outbox):
     ) -> Attributes:
         """Make an inode of any kind with its first name."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.create(
                 self._engine, parent, name,
                 mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=now_ns, target=target,
@@ -122,6 +131,7 @@ class Journal(Outbox):
     async def link(self, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Give an inode one more name."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.link(self._engine, ino, parent, name, now_ns=now_ns)
 
     async def unlink(
@@ -146,6 +156,7 @@ class Journal(Outbox):
             return not forgotten
 
         with self._db.operation:
+            self._db.names_changed = True
             found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=decide)
             if forgotten:
                 if found.blocks:
@@ -156,6 +167,7 @@ class Journal(Outbox):
     async def rmdir(self, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Remove an empty folder."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.rmdir(self._engine, parent, name, now_ns=now_ns)
 
     async def rename(
@@ -171,6 +183,7 @@ class Journal(Outbox):
     ) -> Attributes | None:
         """Rename; what is left of a replaced inode, or None."""
         with self._db.operation:
+            self._db.names_changed = True
             return rules.rename(
                 self._engine, old_parent, old_name, new_parent, new_name,
                 noreplace=noreplace, exchange=exchange, now_ns=now_ns,
@@ -251,9 +264,12 @@ class Journal(Outbox):
     ) -> Attributes:
         """Change what is given; the attributes after. The kind of an inode never changes.
 
-        `synced` goes with a size that a write has made: so many of its bytes are on the disk.
+        `synced` goes with a size that a write has made: so many of its bytes are on the disk. The
+        access time alone is this machine's business: no segment carries it.
         """
-        with self._db.operation:
+        told = (mode, uid, gid, size, mtime_ns, ctime_ns)
+        aside = self._db.unrecorded if all(value is None for value in told) else nullcontext
+        with self._db.operation, aside():
             after = self._change(
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
@@ -307,11 +323,23 @@ class Journal(Outbox):
             ctime_ns=found.ctime_ns if ctime_ns is None else ctime_ns,
             blocks=found.blocks,
         )
+        self._db.touched.add((ino, -1))
         self._engine.update_inode(found, after)
         return after
 
     async def truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
-        """Set the size; what the chunk list and the dirty rows have beyond it goes."""
+        """Set the size; what the chunk list and the dirty rows have beyond it goes.
+
+        Cut from the end in steps, each of which is a truncation in itself: a group of changes must
+        stay small enough for a segment.
+        """
+        row = self._db.one("SELECT max(idx) FROM chunk_list WHERE ino = ?", (ino,))
+        last = (row and row[0]) or 0
+        for index in range(last // _BATCH * _BATCH, size // block_bytes + 1, -_BATCH):
+            await self._truncate(ino, index * block_bytes, block_bytes, now_ns)
+        await self._truncate(ino, size, block_bytes, now_ns)
+
+    async def _truncate(self, ino: Ino, size: int, block_bytes: int, now_ns: int) -> None:
         edge, cut = divmod(size, block_bytes)
         first = edge + bool(cut)
         with self._db.operation:
@@ -372,11 +400,23 @@ class Journal(Outbox):
         return bytes(row[0])
 
     async def set_xattr(self, ino: Ino, name: bytes, value: bytes, *, now_ns: int) -> None:
-        """Set a value. ERANGE for a name over 255 bytes, E2BIG for a value over 64 KiB."""
+        """Set a value. ERANGE for a name over 255 bytes, E2BIG for a value over 64 KiB.
+
+        ENOSPC when the inode's attributes would be more than 1 MiB together, as file systems with
+        such a bound have it (xattr(7)).
+        """
         if len(name) > rules.NAME_MAX:
             raise FsError(errno.ERANGE)
         if len(value) > XATTR_VALUE_MAX:
             raise FsError(errno.E2BIG)
+        others = self._db.one(
+            "SELECT coalesce(sum(length(name) + length(value)), 0) FROM xattrs"
+            " WHERE ino = ? AND name != ?",
+            (ino, name),
+        )
+        assert others is not None
+        if others[0] + len(name) + len(value) > XATTRS_MAX:
+            raise FsError(errno.ENOSPC)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
             self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))

@@ -105,6 +105,7 @@ class Outbox(Holdings):
                 before = self._db.one(_VALID, (ino, index))
                 self._db.run(_REFER, item)
                 if self._db.changes():
+                    self._db.touched.add((ino, index))
                     grown[ino] += valid - (before[0] if before else 0)
                 elif self._engine.inode(ino) is not None:
                     raise JournalError(f"block {index} of inode {ino}: its chunk is unknown")

@@ -10,7 +10,6 @@ from stashcordfs.types import Location
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from stashcordfs.store.pack import FinishedPack
     from stashcordfs.types import Limits
 
 RECORD_PREFIX = "stashcordfs-volume-"
@@ -24,6 +23,22 @@ class Page(NamedTuple):
     last: int | None
 
 
+class Uploadable(Protocol):
+    """What one attachment is made of: a pack, an object of the journal, a record."""
+
+    @property
+    def filename(self) -> str:
+        """The attachment's name."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The bytes, in pieces."""
+
+
 class ObjectStore(Protocol):
     """Objects in messages. All methods may run in parallel and may be cancelled."""
 
@@ -34,7 +49,7 @@ class ObjectStore(Protocol):
     async def ping(self) -> None:
         """One small request, not repeated: returns when the store answers. DiscordError."""
 
-    async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
+    async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Post one message; where each pack is, in order.
 
         OutcomeUnknown: it may be stored (repeat with the same nonce, or `find`). TooLarge: the
@@ -56,11 +71,20 @@ class ObjectStore(Protocol):
     async def page(self, channel: int, after: int) -> Page:
         """What messages after this id carry, at most 100 of them, whoever posted them."""
 
+    async def page_back(self, before: int | None) -> Page:
+        """What messages before this id (None: the newest) carry, at most 100, of any author.
+
+        `last` is the oldest id looked at, to go on from. Of a store that is bound to one channel.
+        """
+
     async def attachments(self, channel: int, message: int) -> list[Location] | None:
         """What one message carries now; None when there is no such message."""
 
     async def find_all(self, after: int, names: Collection[str]) -> list[Location]:
         """The same, each occurrence of a name: one message may have been made twice."""
+
+    async def listed(self, after: int) -> list[Location]:
+        """Every attachment of own messages after this id, oldest first."""
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Post the volume's record to the journal channel."""

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from stashcordfs.discord.models import Attachment, Message
-    from stashcordfs.store.pack import FinishedPack
+    from stashcordfs.store.api import Uploadable
 
 _PAGE = 100
 _RECORD_PAGES = 5  # of the channel's beginning; later records stand on its newest page
@@ -87,7 +87,7 @@ class DiscordStore:
         """Ask who we are, once."""
         await self._client.ping()
 
-    async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
+    async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Post one message to the channel with the fewest posts under way."""
         channel = self._channel_of(nonce)
         # Taking the channel out and in again makes equals take turns.
@@ -196,6 +196,16 @@ class DiscordStore:
         carried = [_location(message, a) for message in found for a in message.attachments]
         return Page(carried, found[-1].id if len(found) == _PAGE else None)
 
+    async def page_back(self, before: int | None) -> Page:
+        """What messages before this id carry, of any author. One request."""
+        channel = next(iter(self._busy))
+        found = await self._client.list_messages(channel, before=before, limit=_PAGE)
+        found.sort(key=lambda message: message.id)
+        for message in found:
+            self._leases.learn(message)
+        carried = [_location(message, a) for message in found for a in message.attachments]
+        return Page(carried, found[0].id if len(found) == _PAGE else None)
+
     async def attachments(self, channel: int, message: int) -> list[Location] | None:
         """What one message carries now; None when there is no such message. One request."""
         try:
@@ -210,6 +220,17 @@ class DiscordStore:
                 "Message Content Intent, or use the bot that sent them"
             )
         return [_location(found, a) for a in found.attachments]
+
+    async def listed(self, after: int) -> list[Location]:
+        """Every attachment of own messages after this id, oldest first."""
+        own = await self._client.own_id()
+        found: list[Location] = []
+        for channel in list(self._busy):
+            for message in await self._after(channel, after):
+                self._leases.learn(message)
+                if message.author_id == own:
+                    found += [_location(message, a) for a in message.attachments]
+        return found
 
     async def post_record(self, data: bytes, filename: str) -> Location:
         """Post the volume's record to the journal channel."""

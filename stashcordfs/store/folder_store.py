@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import TypeVar
 
-    from stashcordfs.store.pack import FinishedPack
+    from stashcordfs.store.api import Uploadable
     from stashcordfs.types import Limits
 
     T = TypeVar("T")
@@ -59,7 +59,7 @@ class FolderStore:
         """A folder is always there."""
         await trio.lowlevel.checkpoint()
 
-    async def put(self, packs: Sequence[FinishedPack], *, nonce: str) -> list[Location]:
+    async def put(self, packs: Sequence[Uploadable], *, nonce: str) -> list[Location]:
         """Write one message; a nonce that is known answers with the message it made."""
         sizes = [pack.size for pack in packs]
         if self._accepts and (
@@ -101,6 +101,15 @@ class FolderStore:
 
         return await self._run(scan)
 
+    async def listed(self, after: int) -> list[Location]:
+        """Every file of messages after this id, oldest first."""
+
+        def scan() -> list[Location]:
+            late = [number for number in self._ids() if number > after]
+            return [location for number in late for location in self._locations(number)]
+
+        return await self._run(scan)
+
     async def page(self, channel: int, after: int) -> Page:  # noqa: ARG002  there is one
         """What messages after this id carry."""
 
@@ -108,6 +117,16 @@ class FolderStore:
             ids = [number for number in self._ids() if number > after][:_PAGE]
             found = [location for number in ids for location in self._locations(number)]
             return Page(found, ids[-1] if len(ids) == _PAGE else None)
+
+        return await self._run(scan)
+
+    async def page_back(self, before: int | None) -> Page:
+        """What messages before this id carry."""
+
+        def scan() -> Page:
+            ids = [number for number in self._ids() if before is None or number < before][-_PAGE:]
+            found = [location for number in ids for location in self._locations(number)]
+            return Page(found, ids[0] if len(ids) == _PAGE else None)
 
         return await self._run(scan)
 

@@ -65,6 +65,24 @@ class VolumeRecord:
         return f"{RECORD_PREFIX}{self.uuid}-{self.serial}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class PostedRecord:
+    """A record's bytes as they were posted, to be posted along with something else."""
+
+    filename: str
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data)
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The bytes, in pieces."""
+        return [self.data]
+
+
 def encode(record: VolumeRecord, keys: VolumeKeys) -> bytes:
     """The record's bytes, with its MAC under the newest epoch's key."""
     body = _body(record)

@@ -75,6 +75,24 @@ def expand(data: bytes, codec: int, plain_length: int) -> bytes:
     return plain
 
 
+def new_compressor() -> zstd.ZstdCompressor:
+    """For one frame of what is too long to be held whole."""
+    return zstd.ZstdCompressor(_LEVEL)
+
+
+def new_decompressor() -> zstd.ZstdDecompressor:
+    """For one such frame; `expand_some` takes out what it holds."""
+    return zstd.ZstdDecompressor()
+
+
+def expand_some(unpacker: zstd.ZstdDecompressor, data: bytes, most_bytes: int) -> bytes:
+    """Feed `data`, and take at most so many bytes out. ObjectCorrupt when it is no such frame."""
+    try:
+        return unpacker.decompress(data, most_bytes)
+    except zstd.ZstdError as error:
+        raise ObjectCorrupt("a sealed stream does not decompress") from error
+
+
 def encrypt_chunk(
     keys: VolumeKeys,
     object_id: ObjectId,

@@ -5,10 +5,11 @@ Pure encoding. Numbers are LEB128 without superfluous bytes, so that a table has
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import ObjectCorrupt
+from stashcordfs.store.numbers import Reader, put_numbers
 from stashcordfs.types import ChunkId, ChunkRef, Ino, ObjectId
 
 if TYPE_CHECKING:
@@ -70,29 +71,29 @@ def encode(table: Table) -> bytes:
     out = bytearray()
     out.append((_WHOLE if table.whole else 0) | (_HAS_HEAD if table.head else 0))
     if table.head:
-        _put(out, table.head.number)
+        put_numbers(out, table.head.number)
         out += table.head.digest
-    _put(out, len(table.chunks), len(table.references), len(table.files))
+    put_numbers(out, len(table.chunks), len(table.references), len(table.files))
     places = {}
     for place, ref in enumerate(table.chunks):
         out += ref.chunk_id
-        _put(out, ref.codec, ref.length, ref.plain_length)
+        put_numbers(out, ref.codec, ref.length, ref.plain_length)
         places[ref.chunk_id] = place
     for reference in table.references:
         own = places.get(reference.chunk_id)
-        _put(out, reference.ino, reference.index, reference.sequence, reference.valid_length)
-        _put(out, 0 if own is None else own + 1)
+        put_numbers(out, reference.ino, reference.index, reference.sequence, reference.valid_length)
+        put_numbers(out, 0 if own is None else own + 1)
         if own is None:
             out += reference.chunk_id
     for note in table.files:
-        _put(out, note.ino, note.parent, note.size, note.mode, len(note.name))
+        put_numbers(out, note.ino, note.parent, note.size, note.mode, len(note.name))
         out += note.name
     return bytes(out)
 
 
 def decode(data: bytes, *, pack: ObjectId, epoch: int, first_offset: int) -> Table:
     """Read a table; ObjectCorrupt on anything that `encode` would not have written."""
-    reader = _Reader(data)
+    reader = Reader(data, "a pack's table")
     flags = reader.take(1)[0]
     if flags & ~(_WHOLE | _HAS_HEAD):
         raise ObjectCorrupt("a pack's table has unknown flags; update this program")
@@ -114,7 +115,7 @@ def decode(data: bytes, *, pack: ObjectId, epoch: int, first_offset: int) -> Tab
     return Table(chunks, references, files, head, bool(flags & _WHOLE))
 
 
-def _reference(reader: _Reader, chunks: Sequence[ChunkRef]) -> Reference:
+def _reference(reader: Reader, chunks: Sequence[ChunkRef]) -> Reference:
     ino, index, sequence, valid = (reader.number() for _ in range(4))
     place = reader.number()
     if place > len(chunks):
@@ -123,48 +124,8 @@ def _reference(reader: _Reader, chunks: Sequence[ChunkRef]) -> Reference:
     return Reference(Ino(ino), index, sequence, chunk_id, valid)
 
 
-def _note(reader: _Reader) -> FileNote:
+def _note(reader: Reader) -> FileNote:
     ino, parent, size, mode, length = (reader.number() for _ in range(5))
     if not 1 <= length <= _MAX_NAME_BYTES:
         raise ObjectCorrupt("a pack's table has a file name of an impossible length")
     return FileNote(Ino(ino), Ino(parent), reader.take(length), size, mode)
-
-
-def _put(out: bytearray, *numbers: int) -> None:
-    for number in numbers:
-        left = number
-        if not 0 <= left < 1 << 64:
-            raise ValueError("a table holds numbers of 64 bits")
-        while left > 0x7F:
-            out.append(left & 0x7F | 0x80)
-            left >>= 7
-        out.append(left)
-
-
-@dataclass(slots=True)
-class _Reader:
-    data: bytes
-    at: int = field(default=0)
-
-    def take(self, count: int) -> bytes:
-        if count > len(self.data) - self.at:
-            raise ObjectCorrupt("a pack's table ends early")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def number(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                if value >= 1 << 64 or (byte == 0 and shift > 7):
-                    break
-                return value
-            if shift > 63:
-                break
-        raise ObjectCorrupt("a pack's table has a badly written number")
-
-    def at_end(self) -> bool:
-        return self.at == len(self.data)

@@ -25,7 +25,7 @@ from stashcordfs.errors import DiscordUnavailable, FsError, LocalDiskError
 from stashcordfs.types import ROOT_INO
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from collections.abc import Set as AbstractSet
 
     from stashcordfs.journal import Journal
@@ -114,6 +114,7 @@ class Durability:
         self._uploader = uploader
         self.deadline_s = deadline_s
         self._waiting = 0
+        self.published: Callable[[], Awaitable[None]] | None = None  # names are on Discord too
         self._commit_every_s = commit_every_s
         self._sync_every_s = sync_every_s
         self._resized: set[Live] = set()
@@ -186,7 +187,11 @@ class Durability:
         try:
             await trio.sleep(_GATHER_S)
             await self._uploader.flush(lambda live: live in lives, patience_s=self.deadline_s)
-            # When names are posted as segments: wait here for the one that covers this moment.
+            if self.published is not None:
+                with trio.move_on_after(self.deadline_s) as scope:
+                    await self.published()
+                if scope.cancelled_caught:
+                    raise DiscordUnavailable("its names are not acknowledged in time")
         finally:
             self._waiting -= 1
 

@@ -20,7 +20,7 @@ from stashcordfs.vfs.live import Handle, Live
 from stashcordfs.vfs.table import clean_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractContextManager
 
     from stashcordfs.journal import Journal
@@ -65,8 +65,14 @@ class FileSystem:
         now_ns: Callable[[], int],
         max_file_bytes: int,
         noatime: bool = False,
+        require_writable: Callable[[], None] = lambda: None,
+        published: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """Take the parts; they share one event loop."""
+        """Take the parts; they share one event loop.
+
+        `require_writable` raises when another writer has the volume; `published` returns when
+        Discord knows all that the journal holds.
+        """
         self._journal = journal
         self._blocks = blocks
         self._reader = reader
@@ -77,6 +83,8 @@ class FileSystem:
         self._now_ns = now_ns
         self._max_file_bytes = max_file_bytes
         self._noatime = noatime
+        self._require_writable = require_writable
+        self._published = published
         self._handles: dict[int, Handle] = {}
         self._folders: dict[int, Ino] = {}
         self._next_fh = 1
@@ -94,6 +102,7 @@ class FileSystem:
         self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int
     ) -> Attributes:
         """Make a file, FIFO, socket or device node."""
+        self._require_writable()
         return await self._journal.create_node(
             parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=self._now_ns()
         )
@@ -107,6 +116,7 @@ class FileSystem:
         self, parent: Ino, name: bytes, target: bytes, uid: int, gid: int
     ) -> Attributes:
         """Make a symbolic link."""
+        self._require_writable()
         if len(target) > 4095:  # PATH_MAX less the NUL
             raise FsError(errno.ENAMETOOLONG)
         return await self._journal.create_node(
@@ -125,12 +135,14 @@ class FileSystem:
 
     async def link(self, ino: Ino, parent: Ino, name: bytes) -> Attributes:
         """Give a file one more name."""
+        self._require_writable()
         return await self._complete(
             await self._journal.link(ino, parent, name, now_ns=self._now_ns())
         )
 
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """Remove a name; the file goes with its last name and its last handle."""
+        self._require_writable()
         left = await self._journal.unlink(
             parent, name, now_ns=self._now_ns(), kept=self._kept, local=self._blocks.is_local
         )
@@ -149,6 +161,7 @@ class FileSystem:
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
         """Remove an empty folder."""
+        self._require_writable()
         await self._after_removal(await self._journal.rmdir(parent, name, now_ns=self._now_ns()))
 
     async def rename(
@@ -162,6 +175,7 @@ class FileSystem:
         exchange: bool,
     ) -> None:
         """Rename, in one transaction whatever it replaces."""
+        self._require_writable()
         replaced = await self._journal.rename(
             old_parent,
             old_name,
@@ -224,6 +238,7 @@ class FileSystem:
         fh: int | None = None,
     ) -> Attributes:
         """Change what is given; times that are not given stay, but ctime follows any change."""
+        self._require_writable()
         if size is not None:
             await self._truncate(await self._enter(ino), size)
         live = self._blocks.live.get(ino)
@@ -266,6 +281,8 @@ class FileSystem:
 
     async def open(self, ino: Ino, flags: int) -> int:
         """Open a file. O_TRUNC is ours to do: the kernel passes it on (atomic_o_trunc)."""
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+            self._require_writable()
         live = await self._enter(ino)
         if flags & os.O_TRUNC:
             live.handles += 1  # keeps it live over the truncation
@@ -307,6 +324,7 @@ class FileSystem:
 
     async def write(self, fh: int, offset: int, data: bytes) -> int:
         """Write all of `data`. Times are the kernel's to send, as its cache writes back."""
+        self._require_writable()
         if offset + len(data) > self._max_file_bytes:
             raise FsError(errno.EFBIG)
         live = self._handles[fh].live
@@ -394,6 +412,7 @@ class FileSystem:
 
     async def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
         """Set an extended attribute. The one of durability is checked, and holds at once."""
+        self._require_writable()
         if name == LEVEL_XATTR:
             await self._levels.check(ino, value)
         live = self._blocks.live.get(ino)
@@ -409,6 +428,7 @@ class FileSystem:
 
     async def removexattr(self, ino: Ino, name: bytes) -> None:
         """Remove an extended attribute; ENODATA if there is none."""
+        self._require_writable()
         await self._journal.remove_xattr(ino, name, now_ns=self._now_ns())
         if name == LEVEL_XATTR:
             self._levels.note(ino, None)
@@ -456,10 +476,16 @@ class FileSystem:
         return ino
 
     async def sync_remote(self, below: Ino = ROOT_INO) -> None:
-        """Return when everything below is on Discord as it is now, or newer."""
+        """Return when everything below is on Discord as it is now, or newer, and named there.
+
+        EROFS when another writer has the volume: it will not get there.
+        """
+        self._require_writable()
         lives = await self._dirty_below(below)
         await self._uploader.flush(lambda live: live in lives)
         await self._durability.sync()
+        if self._published is not None:
+            await self._published()
 
     async def _dirty_below(self, folder: Ino) -> set[Live]:
         return {

@@ -16,6 +16,7 @@ are not sent again, nor are others with the same bytes. Everything else goes on 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import secrets
@@ -34,16 +35,17 @@ from stashcordfs.errors import (
 )
 from stashcordfs.store.pack import FileNote, Reference
 from stashcordfs.store.packer import RequestBuilder
+from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.blocks import Uploaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import Journal
     from stashcordfs.journal.engine import Intent
     from stashcordfs.store.api import ObjectStore
-    from stashcordfs.store.pack import FinishedPack
+    from stashcordfs.store.pack import FinishedPack, Head
     from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
@@ -80,6 +82,10 @@ class UploadState:
     failures: int = 0
     last_error: str = ""
     paused_until_s: float = 0.0
+
+
+async def _no_head() -> None:
+    """Nobody posts segments."""
 
 
 @dataclass(slots=True, eq=False)
@@ -130,6 +136,8 @@ class Uploader:
         self._backoff_s = 0.0
         self._paused_offline = False
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
+        self.halted: Callable[[], bool] = lambda: False  # another writer has the volume
+        self.head: Callable[[], Awaitable[Head | None]] = _no_head  # the newest segment
         self._doubted = 0  # messages of this run whose outcome is being settled
         self._adopted: set[ChunkId] = set()
         blocks.on_dirty = self._became_dirty
@@ -146,6 +154,8 @@ class Uploader:
         self, only: Callable[[Live], bool] | None = None, *, patience_s: float = math.inf
     ) -> None:
         """Return when every block that is dirty now is on Discord, in this version or a newer one.
+
+        EROFS when another writer has the volume.
 
         With `only`, the blocks of matching inodes are waited for, and sent first. `patience_s`:
         how long to wait without anything being acknowledged, then DiscordUnavailable. Who has a
@@ -166,6 +176,8 @@ class Uploader:
         moved_s, sent_bytes = self._clock(), self.state.uploaded_bytes
         failures = self.state.failures
         while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
+            if self.halted():
+                raise FsError(errno.EROFS)
             with trio.move_on_after(max(0.0, moved_s + patience_s - self._clock())) as scope:
                 await self._changed.wait()
             if sent_bytes != self.state.uploaded_bytes:
@@ -174,10 +186,19 @@ class Uploader:
                 why = self.state.last_error if failures != self.state.failures else "no answer"
                 raise DiscordUnavailable(f"nothing acknowledged for {patience_s:g} s: {why}")
 
+    def look_again(self) -> None:
+        """Whoever waits looks again: something that is no upload has changed."""
+        self._notify()
+
     def _still_waits(self, key: tuple[Ino, int], version: int) -> bool:
         live = self._blocks.live.get(key[0])
         dirty = live.dirty.get(key[1]) if live else None
         return dirty is not None and dirty.uploaded < version
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more waits than a message holds."""
+        return self._blocks.room.dirty_bytes >= self._store.limits.max_request_bytes
 
     def oldest_dirty_s(self) -> float:
         """Age in seconds of the oldest byte that is not on Discord; 0 when there is none."""
@@ -258,6 +279,8 @@ class Uploader:
     def _due_in(self) -> float:
         """Seconds until a round should start; 0 or less: now."""
         now = self._clock()
+        if self.halted():
+            return math.inf
         if self.state.paused_until_s > now:
             return self.state.paused_until_s - now
         if self._doubted >= _UNSETTLED_AT_ONCE:
@@ -319,7 +342,8 @@ class Uploader:
         try:
             await self._fill(parcel, builder, seen)
             if seen:
-                parcel.packs = await builder.finish(*await self._table(parcel))
+                told = await self._table(parcel)
+                parcel.packs = await builder.finish(*told, head=await self.head())
         except BaseException:
             parcel.release()
             raise
@@ -389,10 +413,17 @@ class Uploader:
             for u, chunk_id in parcel.items
         ]
         files = []
-        for ino in sorted({u.live.ino for u, _ in parcel.items}):
+        sizes = {u.live.ino: u.live.size for u, _ in parcel.items}  # the journal's may be behind
+        wanted = sorted(sizes)
+        told = {ROOT_INO, *wanted}
+        for ino in wanted:  # grows by the folders above
             for parent, name in await self._journal.names_of(ino):
                 attributes = await self._journal.getattr(ino)
-                files.append(FileNote(ino, parent, name, attributes.size, attributes.mode))
+                size = sizes.get(ino, attributes.size)
+                files.append(FileNote(ino, parent, name, size, attributes.mode))
+                if parent not in told:
+                    told.add(parent)
+                    wanted.append(parent)
         return refs, files
 
     # ------------------------------------------------------------------ delivering

@@ -317,6 +317,30 @@ def test_a_journal_of_version_1_becomes_what_a_new_one_is(tmp_path):
     assert _schema(old) == _schema(tmp_path / "new.sqlite")
 
 
+@pytest.mark.parametrize("version", [3, 4])  # of the same tables
+async def test_a_journal_without_changes_becomes_a_new_one_that_wants_a_checkpoint(
+    tmp_path, version
+):
+    old = tmp_path / "old.sqlite"
+    database = apsw.Connection(str(old))
+    database.execute((DATA / "journal-v3.sql").read_text())
+    database.pragma("user_version", version)
+    database.pragma("application_id", schema.APPLICATION_ID)
+    database.execute("INSERT INTO inodes VALUES (1, 16877, 2, 0, 0, 0, 0, 5, 5, 5, 0)")
+    database.close()
+
+    migrated = reopen(old)
+    assert await migrated.get_local("checkpoint_wanted") == "1"
+    assert migrated.last_change == 0  # what was before is in no change
+    await make(migrated, b"a")
+    migrated.commit()
+    assert migrated.last_change == 1
+    migrated.close()
+    Journal.create(tmp_path / "new.sqlite", clock_ns=lambda: 0, uid=0, gid=0).close()
+
+    assert _schema(old) == _schema(tmp_path / "new.sqlite")
+
+
 # ---------------------------------------------------------------------- plans
 
 

@@ -66,11 +66,11 @@ def api(volume, method: str, path: str) -> object:
 
 
 def packs(volume) -> list[dict]:
-    """Messages with packs, oldest first: not the volume's record."""
+    """Messages with packs, oldest first: not the volume's record, claims or segments."""
     channel = volume.server["channel_ids"][0]
     found = api(volume, "GET", f"/channels/{channel}/messages?limit=100")
     assert isinstance(found, list)
-    ours = [m for m in found if not m["attachments"][0]["filename"].startswith("stashcordfs")]
+    ours = [m for m in found if m["attachments"][0]["size"] >= MIB]
     return sorted(ours, key=lambda message: int(message["id"]))
 
 

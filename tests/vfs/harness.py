@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import trio
 
 from stashcordfs.crypto.keys import VolumeKeys
-from stashcordfs.daemon.assembly import Options, assembled
+from stashcordfs.daemon.assembly import Options, Telling, assembled
 from stashcordfs.errors import DiscordUnavailable, ObjectMissing
 from stashcordfs.journal import Journal
 from stashcordfs.store.folder_store import FolderStore
 from stashcordfs.types import ROOT_INO, Ino
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.durability import Durability
+from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.publishing import Publisher
 from stashcordfs.vfs.room import CacheLimits
 from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from stashcordfs.store.api import ObjectStore
@@ -45,6 +47,7 @@ class FaultyStore(FolderStore):
     offline = False
     missing = False
     puts = 0
+    lists = 0
     fetched = 0
     pings = 0
 
@@ -60,6 +63,13 @@ class FaultyStore(FolderStore):
             raise DiscordUnavailable("no network", offline=True)
         self.puts += 1
         return await super().put(packs, nonce=nonce)
+
+    async def listed(self, after):
+        await trio.lowlevel.checkpoint()
+        if self.offline:
+            raise DiscordUnavailable("no network")
+        self.lists += 1
+        return await super().listed(after)
 
     async def fetch(self, location, start, length):
         await trio.lowlevel.checkpoint()
@@ -82,6 +92,8 @@ class Volume:
     settler: Settler
     nursery: trio.Nursery
     reports: list[str] = field(default_factory=list)
+    publisher: Publisher | None = None
+    fence: Fence | None = None
 
     async def make(self, name: bytes, data: bytes = b"", *, parent: Ino = ROOT_INO) -> Ino:
         fh, made = await self.fs.create(parent, name, 0o644, 2, 0, 0)
@@ -104,6 +116,13 @@ class Volume:
         return data
 
 
+async def until(condition: Callable[[], object], *, within_s: float = 86_400) -> None:
+    """Wait for what threads bring about: the virtual clock may jump while they work."""
+    with trio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110  nothing tells, in most cases
+            await trio.sleep(1)
+
+
 async def _nothing(_: Journal) -> None:
     """No ground to stand on here."""
 
@@ -121,8 +140,13 @@ async def volume(
     settings: UploadSettings | None = None,
     other_store: ObjectStore | None = None,
     durability: str = "local",
+    telling: Telling | None = None,
 ) -> AsyncIterator[Volume]:
-    """Mounted inside; what is left stays under `folder` for the next one."""
+    """Mounted inside; what is left stays under `folder` for the next one.
+
+    With `telling`, Discord is told of the journal, through the same store unless it names one.
+    """
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  a test may wait for its own disk
     path = folder / "journal.sqlite"
     now = lambda: int((1 + trio.current_time()) * 1e9)  # noqa: E731
     if not path.exists():
@@ -151,9 +175,13 @@ async def volume(
         power_lost=verdict,
         ended=_nothing,
         report=reports.append,
+        telling=telling and replace(telling, store=telling.store or store),
     ) as made:
         if upload:
             made.nursery.start_soon(made.uploader.run)
+        if made.publisher is not None:
+            made.nursery.start_soon(made.durability.run_commits)
+            made.nursery.start_soon(made.publisher.run)
         yield Volume(
             made.filesystem,
             made.blocks,
@@ -164,4 +192,6 @@ async def volume(
             made.settler,
             made.nursery,
             reports,
+            made.publisher,
+            made.fence,
         )

@@ -5,6 +5,9 @@ a transaction of its own for each costs ten times more. `synchronous=NORMAL` lea
 against a killed process; `sync` makes it safe against a power cut, by an fdatasync of the WAL
 through our own descriptor in a thread (SQLite's own descriptors are never touched: closing a
 second one of the database file would drop its locks, https://sqlite.org/howtocorrupt.html 2.2).
+
+What a group changes in the replicated tables is recorded, and stored as a row of `changes` by the
+group's own transaction: neither a killed process nor a power cut can part the two.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,15 +26,34 @@ import trio
 
 from stashcordfs.errors import JournalError, LocalDiskError
 from stashcordfs.journal.sqlite import checksums, schema
+from stashcordfs.journal.sqlite.recording import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
 log = logging.getLogger(__name__)
 
 GROUP_OPERATIONS = 512
 _CHECKPOINT_PAGES = 1000  # a WAL under 4 MiB is left alone
+_CHANGESET_BYTES = 1 << 20  # a group ends early here, as a segment takes whole groups
+_LAST_CHANGE = """
+SELECT max((SELECT coalesce(max(id), 0) FROM changes),
+           (SELECT coalesce(max(last_change), 0) FROM objects))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A committed row of `changes`: whether names changed in it, and what else did.
+
+    `touched`: (inode, block) for content, (inode, -1) for size, times and other attributes.
+    """
+
+    id: int
+    names: bool
+    touched: frozenset[tuple[int, int]]
 
 
 def prepare_apsw() -> None:
@@ -109,6 +133,10 @@ class Database:
         self.rollbacks = 0
         self.undone: Callable[[], None] | None = None  # called after writes were rolled back
         self.written: Callable[[], None] | None = None  # called at a group's first write
+        self.recorded: Callable[[Recorded], None] | None = None  # called after its commit
+        self.now_ns: Callable[[], int] = time.time_ns
+        self.names_changed = False  # noted by the group's operations, for `recorded`
+        self.touched: set[tuple[int, int]] = set()
         self._open = False
         self._written = False
         self._operations = 0
@@ -118,6 +146,11 @@ class Database:
         self._syncing: trio.Event | None = None
         self._wal = -1
         self._execute = self._connection.execute
+        self._recorder = Recorder(self._connection)
+        self._unstored: list[bytes] = []
+        self._changes_to_tell: list[Recorded] = []
+        newest = self._connection.execute(_LAST_CHANGE).get
+        self.last_change = int(newest)
 
     def _migrate(self, *, create: bool) -> None:
         found = int(self._connection.pragma("user_version") or 0)
@@ -198,6 +231,7 @@ class Database:
             self._start()
         if not self._written:
             self._written = True
+            self._recorder.begin()
             if self.written is not None:
                 self.written()
 
@@ -220,6 +254,7 @@ class Database:
             return False
         self._open = self._written = False
         self._operations = 0
+        self._recorder.drop()
         self._poison = LocalDiskError(errno.EIO, "journal: a group of changes was lost; mount anew")
         log.error("%s", self._poison)
         return True
@@ -227,8 +262,33 @@ class Database:
     def count_operation(self) -> None:
         """One more operation in the group; a full group is committed."""
         self._operations += 1
-        if self._operations >= GROUP_OPERATIONS:
+        full = self._recorder.size_bytes >= _CHANGESET_BYTES
+        if full or self._operations >= GROUP_OPERATIONS:
             self.commit()
+
+    @property
+    def schema_version(self) -> int:
+        """The format that recorded changes are of."""
+        return schema.VERSION
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        """What changes inside is of this machine only. Within an operation."""
+        return self._recorder.paused()
+
+    def _record(self) -> None:
+        """Store what the group has changed, within its transaction."""
+        if changeset := self._recorder.take():
+            self._unstored.append(changeset)
+        while self._unstored:  # a full disk may have refused one: it must not be missing for ever
+            made = (self.last_change + 1, self.now_ns(), self._unstored[0])
+            self.run("INSERT INTO changes VALUES (?,?,?)", made)
+            del self._unstored[0]
+            self.last_change += 1
+            self._changes_to_tell.append(
+                Recorded(self.last_change, self.names_changed, frozenset(self.touched))
+            )
+        self.names_changed = False
+        self.touched.clear()
 
     def commit(self) -> None:
         """Commit the group: safe against a killed process from here on."""
@@ -237,14 +297,21 @@ class Database:
             raise self._poison
         if self._open:
             try:
+                if self._written:
+                    self._record()
                 self.run("COMMIT")
             except LocalDiskError:
                 self.rollbacks += 1
-                self._lost()
+                if not self._lost():
+                    self._recorder.begin()  # the group stays open, and may grow
                 raise
             self._commits += self._written
             self._open = self._written = False
             self._operations = 0
+            told, self._changes_to_tell = self._changes_to_tell, []
+            if self.recorded is not None:
+                for change in told:
+                    self.recorded(change)
 
     async def sync(self) -> None:
         """Commit; return when all commits so far are on the disk. One fdatasync for all who wait.
@@ -311,6 +378,7 @@ class Database:
         try:
             self.commit()
         finally:
+            self._recorder.drop()
             self._connection.close()
             if self._wal >= 0:
                 os.close(self._wal)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import apsw
 
 from stashcordfs.errors import JournalError
+from stashcordfs.journal.sqlite import schema
 from stashcordfs.journal.sqlite.checks import (
     BAD_INODE,
     BAD_NAME,
@@ -437,6 +438,8 @@ def mend(path: Path, block_bytes: int, lost: Iterable[LostFile] = ()) -> list[st
                 repairs = Repairs(Inspection(connection), block_bytes)
                 repairs.take_in(lost)
                 repairs.all()
+                if repairs.done:  # in no segment: Discord learns of it by a checkpoint
+                    connection.execute(schema.WANT_CHECKPOINT)
             return repairs.done
     except apsw.Error as error:
         raise JournalError(f"the journal {path} cannot be mended: {error}") from error

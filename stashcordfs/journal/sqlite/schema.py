@@ -1,9 +1,11 @@
 """The schema, explained beside its tables, and its versioned migrations.
 
-Two kinds of tables. *Replicated* ones are the volume: what segments and checkpoints will carry to
+Two kinds of tables. *Replicated* ones are the volume: what segments and checkpoints carry to
 Discord (session extension: primary keys never null, no triggers, no foreign-key actions). *Local*
-ones are this machine's alone. Integers named `ino`, `cookie` or `id` come from counters and are
-never used twice; times are in ns since the epoch.
+ones are this machine's alone: what it has cached, what only it has (`dirty`), where its uploads
+stand, and what it must still tell Discord. A table belongs to one kind whole; `inodes.atime_ns`
+alone is replicated only along with another change of its row. Integers named `ino`, `cookie` or
+`id` come from counters and are never used twice; times are in ns since the epoch.
 
 There is no ANALYZE: its figures of a young journal made the planner scan whole tables once the
 journal had grown. Statements leave the planner no choice instead, and a test reads their plans.
@@ -11,10 +13,12 @@ journal had grown. Statements leave the planner no choice instead, and a test re
 
 from __future__ import annotations
 
+import re
+
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 4
+VERSION = 5
 
 REPLICATED = """
 -- One row a fact about the volume.
@@ -106,9 +110,27 @@ CREATE TABLE synced_sizes (ino INTEGER NOT NULL PRIMARY KEY, size INTEGER NOT NU
 CREATE TABLE watched (
     filename TEXT NOT NULL PRIMARY KEY, after_message INTEGER NOT NULL,
     given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
+
+-- What no segment holds yet: one row a group of operations, as SQLite's session extension records
+-- it. Ids go on over segments, checkpoints and writers, without gaps. (Told in few words, this and
+-- the next: the whole schema should fit into the file's first page, where fsck can still read it
+-- when others are lost.)
+CREATE TABLE changes (id INTEGER PRIMARY KEY, made_ns, changeset);
+
+-- This volume's sealed objects in the journal channel, of this writer and of those that it took
+-- over from; anything else of the volume there is another writer's. `number` and `part` as the
+-- object says, `last_change` the last row of `changes` that it holds, `digest` its SHA-256. message
+-- 0: not confirmed; -1: dropped, and remembered for a while. `sealed`: a segment's bytes, until it
+-- and the next one are on Discord.
+CREATE TABLE objects (
+    object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
+    channel, message, attachment) WITHOUT ROWID;
+CREATE INDEX objects_order ON objects (kind, number, part);
 """
 
+REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
 SCHEMA = REPLICATED + LOCAL
+WANT_CHECKPOINT = "INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)"
 
 # From version n to n + 1. A new journal is made by SCHEMA at once; a test holds the two together.
 MIGRATIONS: dict[int, str] = {
@@ -143,6 +165,16 @@ MIGRATIONS: dict[int, str] = {
     # The checksums' unit is smaller. A length of 0 is a whole dirty block, which stays.
     3: """
     DELETE FROM cached WHERE length > 0;
+    """,
+    # No segment can hold what was before: a checkpoint must come first.
+    4: """
+    CREATE TABLE changes (id INTEGER PRIMARY KEY, made_ns, changeset);
+
+    CREATE TABLE objects (
+        object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
+        channel, message, attachment) WITHOUT ROWID;
+    CREATE INDEX objects_order ON objects (kind, number, part);
+    INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,
 }
 

@@ -1,0 +1,333 @@
+"""`recover`: a volume's local state made anew on a bare machine, from Discord alone.
+
+Record -> passphrase -> newest state -> journal -> claim. STATE/NAME counts as a volume only when
+`volume.json` is written, last of all; until then a recovery that was cut short goes on with what it
+had fetched into STATE/NAME/recover.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from stashcordfs.daemon.provision import explained, journal_store_on, keep_record, store_on, unlock
+from stashcordfs.daemon.token import Token
+from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.errors import CryptoError, ObjectCorrupt, StashcordError, StoreError, UsageError
+from stashcordfs.journal import Journal
+from stashcordfs.recovery.rebuild import rebuild_from_packs
+from stashcordfs.recovery.recover import Built, Found, NothingFound, Recovery
+from stashcordfs.store import record as records
+from stashcordfs.store.segment import genesis
+from stashcordfs.vfs.fencing import Fence
+from stashcordfs.vfs.journal_channel import JournalChannel
+from stashcordfs.volumes import VolumeDir, VolumeRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from stashcordfs.config import Settings
+    from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.journal.changes import Lost
+    from stashcordfs.store.discord_store import DiscordStore
+    from stashcordfs.types import Ino
+
+    Progress = Callable[[str, int, int], None]
+
+_WORK = "recover"
+_LISTED = 1000  # paths that are named; all are counted
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a person asks for. `at_ns` and `expect` None: the newest there is."""
+
+    channels: Sequence[int]
+    journal_channel: int
+    passphrase: str | None = None
+    recovery_key: str | None = None
+    at_ns: int | None = None
+    expect: int | None = None
+    dry_run: bool = False
+    from_packs: bool = False
+
+
+def recover_volume(
+    settings: Settings, name: str, wanted: Wanted, *, progress: Progress
+) -> dict[str, Any]:
+    """Recover the volume as NAME; the report. StashcordError says why it cannot be. Blocks."""
+    volume = VolumeDir(settings.state_dir, name)
+    if volume.exists():
+        raise UsageError(
+            f"volume {name} exists on this machine: recover under another name, or destroy it first"
+        )
+    begun = time.monotonic()
+    if wanted.dry_run:
+        with tempfile.TemporaryDirectory(prefix="stashcordfs-recover-") as folder:
+            report = trio.run(_recover, settings, None, Path(folder), wanted, progress)
+    else:
+        volume.create()
+        with volume.lock():
+            work = volume.path / _WORK
+            work.mkdir(mode=0o700, exist_ok=True)
+            report = trio.run(_recover, settings, volume, work, wanted, progress)
+            shutil.rmtree(work)
+    report |= {"name": name, "dry_run": wanted.dry_run, "seconds": time.monotonic() - begun}
+    return report
+
+
+async def _recover(
+    settings: Settings,
+    volume: VolumeDir | None,
+    work: Path,
+    wanted: Wanted,
+    progress: Progress,
+) -> dict[str, Any]:
+    stats = ClientStats()
+    async with DiscordClient(
+        api_url=settings.api_url, token=Token(settings), stats=stats
+    ) as client:
+        place = VolumeRecord(
+            "", tuple(wanted.channels), wanted.journal_channel, settings.api_url, 0
+        )
+        store = journal_store_on(client, place)
+        record, posted, keys = await _open_record(store, wanted, progress)
+        task = _Task(wanted, store, store_on(client, place), keys, record, work, progress)
+        report = await task.run()
+        if volume is not None:
+            await task.claim()
+            _complete(volume, work, posted, record, place)
+        report["requests"] = stats.requests
+        return report
+
+
+async def _open_record(
+    store: DiscordStore, wanted: Wanted, progress: Progress
+) -> tuple[records.VolumeRecord, bytes, VolumeKeys]:
+    """The newest record that the secret opens. CryptoError when it opens none."""
+    progress("looking for the volume's record", 0, 0)
+    found: dict[bytes, tuple[records.VolumeRecord, bytes]] = {}
+    for data in await explained(store.find_records):
+        try:
+            record = records.decode(data)
+        except (ObjectCorrupt, CryptoError):
+            continue
+        if record.volume not in found or found[record.volume][0].serial <= record.serial:
+            found[record.volume] = (record, data)
+    if not found:
+        raise StashcordError(
+            f"channel {wanted.journal_channel} holds no volume's record: is it the journal "
+            "channel? Its id stands in volume.json of the lost machine, or is the first --channel"
+        )
+    fault: CryptoError | None = None
+    for record, data in found.values():
+        try:
+            keys = await trio.to_thread.run_sync(
+                lambda r=record: unlock(  # type: ignore[misc]
+                    r, passphrase=wanted.passphrase, recovery_key=wanted.recovery_key
+                )[1]
+            )
+        except CryptoError as error:
+            fault = error
+        else:
+            return record, data, keys
+    assert fault is not None
+    raise fault
+
+
+class _Task:
+    """One recovery, from the keys to a journal in `work`."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        store: DiscordStore,
+        data_store: DiscordStore,
+        keys: VolumeKeys,
+        record: records.VolumeRecord,
+        work: Path,
+        progress: Progress,
+    ) -> None:
+        self._wanted = wanted
+        self._store = store
+        self._data_store = data_store
+        self._keys = keys
+        self._record = record
+        self._path = work / "journal.sqlite"
+        self._progress = progress
+        self._recovery = Recovery(
+            store=store,
+            keys=keys,
+            genesis=genesis(record),
+            folder=work,
+            progress=progress,
+        )
+
+    async def run(self) -> dict[str, Any]:
+        """Make the journal; the report."""
+        for left in self._path.parent.glob("journal.sqlite*"):
+            left.unlink()
+        if self._wanted.from_packs:
+            return await self._from_packs()
+        try:
+            found, built = await self._from_journal()
+        except NothingFound:
+            if self._wanted.at_ns is not None or self._wanted.expect is not None:
+                raise
+            return await self._from_packs()
+        journal = Journal.open(self._path, clock_ns=time.time_ns)
+        try:
+            lost, older = await journal.note_losses(built.dirty, self._record.block_size)
+            return {
+                **self._state(found, built),
+                **await _contents(journal),
+                **await _losses(journal, lost, older),
+            }
+        finally:
+            journal.close()
+
+    async def _from_journal(self) -> tuple[Found, Built]:
+        while True:
+            found = await self._recovery.find(at_ns=self._wanted.at_ns, expect=self._wanted.expect)
+            try:
+                return found, await self._recovery.build(found, self._path)
+            except StoreError as error:
+                if found.chain.base is None:
+                    raise
+                self._recovery.exclude(found, f"a checkpoint is damaged: {error}")
+
+    def _state(self, found: Found, built: Built) -> dict[str, Any]:
+        head = found.head
+        base = found.chain.base
+        return {
+            "segment": head.number,
+            "segment_time_ns": head.made_ns,
+            "writer_epoch": found.writer_epoch + 1,
+            "checkpoint": base.manifest.number if base else None,
+            "changes": built.changes,
+            "notes": found.notes,
+        }
+
+    async def _from_packs(self) -> dict[str, Any]:
+        outcome = await rebuild_from_packs(
+            self._data_store,
+            self._keys,
+            self._path,
+            channels=sorted({*self._wanted.channels, self._wanted.journal_channel}),
+            block_bytes=self._record.block_size,
+            progress=self._progress,
+        )
+        journal = Journal.open(self._path, clock_ns=time.time_ns)
+        try:
+            contents = await _contents(journal)
+        finally:
+            journal.close()
+        return {
+            "segment": 0,
+            "segment_time_ns": 0,
+            "writer_epoch": outcome.writer_epoch,
+            "checkpoint": None,
+            "changes": 0,
+            "notes": outcome.notes,
+            **contents,
+            **_no_losses(),
+        }
+
+    async def claim(self) -> None:
+        """Take the volume over: whoever wrote to it before notices and stops."""
+        self._progress("claiming the volume", 0, 0)
+        journal = Journal.open(self._path, clock_ns=time.time_ns)
+        try:
+            channel = JournalChannel(
+                journal=journal, store=self._store, keys=self._keys, clock=trio.current_time
+            )
+            fence = Fence(
+                journal=journal,
+                channel=channel,
+                keys=self._keys,
+                genesis=genesis(self._record),
+                host=socket.gethostname(),
+                now_ns=time.time_ns,
+                report=lambda _: None,
+            )
+            await fence.settle()
+            if fence.reason:
+                raise StashcordError(f"not recovered: {fence.reason}")
+            await journal.wal_sync()
+        finally:
+            journal.close()
+
+
+def _complete(
+    volume: VolumeDir,
+    work: Path,
+    posted: bytes,
+    record: records.VolumeRecord,
+    place: VolumeRecord,
+) -> None:
+    """Move the journal to its place and let the volume exist."""
+    for left in work.glob("journal.sqlite*"):
+        left.replace(volume.path / left.name)
+    keep_record(volume, posted)
+    volume.write_record(
+        VolumeRecord(
+            record.uuid,
+            place.channels,
+            place.journal_channel,
+            place.api_url,
+            record.block_size,
+        )
+    )
+
+
+async def _contents(journal: Journal) -> dict[str, Any]:
+    inodes, size = await journal.usage()
+    return {"inodes": inodes, "bytes": size}
+
+
+def _no_losses() -> dict[str, Any]:
+    return {"missing": [], "missing_files": 0, "missing_bytes": 0, "older": [], "older_files": 0}
+
+
+async def _losses(
+    journal: Journal, lost: Sequence[Lost], older: Sequence[tuple[Ino, int]]
+) -> dict[str, Any]:
+    """What did not come back, by path."""
+    gone: dict[Ino, list[Lost]] = defaultdict(list)
+    for one in lost:
+        gone[one.ino].append(one)
+    missing = []
+    for ino, blocks in list(gone.items())[:_LISTED]:
+        missing.append(
+            {
+                "path": await _path_of(journal, ino),
+                "bytes": sum(block.size_bytes for block in blocks),
+                "blocks": sum(not block.cut for block in blocks),
+                "cut": any(block.cut for block in blocks),
+            }
+        )
+    stale = {ino for ino, _ in older}
+    return {
+        "missing": missing,
+        "missing_files": len(gone),
+        "missing_bytes": sum(one.size_bytes for one in lost),
+        "older": [await _path_of(journal, ino) for ino in _first(sorted(stale))],
+        "older_files": len(stale),
+    }
+
+
+def _first(inos: Iterable[Ino]) -> list[Ino]:
+    return list(inos)[:_LISTED]
+
+
+async def _path_of(journal: Journal, ino: Ino) -> str:
+    paths = await journal.paths_of(ino)
+    return paths[0].decode("utf-8", "surrogateescape") if paths else f"inode {ino}, without a name"

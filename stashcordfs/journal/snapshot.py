@@ -1,0 +1,169 @@
+"""Copies of the journal for Discord, and journals out of them. For threads and for commands.
+
+A copy holds the replicated tables alone, as they are at one moment: it is taken by a second
+connection in a read transaction, which hinders no writer, and closed soon, as a long reader keeps
+the WAL from starting anew. Indexes are left out, as they are made again faster than they are sent.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from stashcordfs.errors import JournalError
+from stashcordfs.journal.sqlite import checksums, schema
+from stashcordfs.journal.sqlite.database import prepare_apsw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+_KIND_SEGMENT = 2
+_ATIME = 7  # of `inodes`: not recorded when it changes alone, so a copy may be behind in it
+_LAST_CHANGE = """
+SELECT max((SELECT coalesce(max(id), 0) FROM j.changes),
+           (SELECT coalesce(max(last_change), 0) FROM j.objects))
+"""
+_HEAD = """
+SELECT number, digest FROM j.objects WHERE kind = ? ORDER BY number DESC LIMIT 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a copy holds: all changes up to `last_change`, and the newest segment cut before it."""
+
+    last_change: int
+    head: tuple[int, bytes] | None
+
+
+def take_snapshot(journal: Path, target: Path) -> Snapshot:
+    """Copy a journal that may be in use to `target`. JournalError."""
+    target.unlink(missing_ok=True)
+    with _opened(target) as db:
+        db.execute("PRAGMA journal_mode=off; PRAGMA synchronous=off")
+        db.execute("ATTACH ? AS j", (str(journal),))
+        db.execute("BEGIN")
+        made = db.execute("SELECT sql FROM j.sqlite_schema WHERE sql NOT NULL ORDER BY rowid")
+        statements = [str(row[0]) for row in made]
+        db.execute("CREATE TABLE checkpoint_indexes (sql TEXT NOT NULL)")
+        for sql in statements:
+            if sql.startswith("CREATE TABLE"):
+                db.execute(sql)
+            else:
+                db.execute("INSERT INTO checkpoint_indexes VALUES (?)", (sql,))
+        for table in schema.REPLICATED_TABLES:
+            db.execute(f"INSERT INTO main.{table} SELECT * FROM j.{table}")  # noqa: S608  constants
+        last_change = _value(db, _LAST_CHANGE)
+        head = db.execute(_HEAD, (_KIND_SEGMENT,)).fetchone()
+        db.pragma("application_id", schema.APPLICATION_ID)
+        db.pragma("user_version", schema.VERSION)
+        db.execute("COMMIT")
+        db.execute("DETACH j")
+    return Snapshot(last_change, head and (head[0], bytes(head[1])))
+
+
+class Rebuild:
+    """A journal that is being made out of a copy and of changes. Use as a context manager."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        """Use `from_nothing` or `from_snapshot`."""
+        self._db = db
+
+    @classmethod
+    @contextmanager
+    def from_nothing(cls, path: Path) -> Iterator[Rebuild]:
+        """An empty journal at `path`, as it is before the first change."""
+        path.unlink(missing_ok=True)
+        with _opened(path) as db:
+            db.execute(schema.SCHEMA)
+            db.pragma("application_id", schema.APPLICATION_ID)
+            db.pragma("user_version", schema.VERSION)
+            yield cls(db)
+
+    @classmethod
+    @contextmanager
+    def from_snapshot(cls, path: Path) -> Iterator[Rebuild]:
+        """Make the copy at `path` a journal again. JournalError when it is none."""
+        with _opened(path) as db:
+            if db.pragma("application_id") != schema.APPLICATION_ID:
+                raise JournalError("a checkpoint does not hold a journal")
+            schema.check_version(int(db.pragma("user_version") or 0))
+            with db:
+                for row in db.execute("SELECT sql FROM checkpoint_indexes").fetchall():
+                    db.execute(str(row[0]))
+                db.execute("DROP TABLE checkpoint_indexes")
+            yield cls(db)
+
+    @property
+    def schema_version(self) -> int:
+        """The format of this journal: changes must be of the same."""
+        return int(self._db.pragma("user_version") or 0)
+
+    def apply(self, changesets: Iterable[bytes]) -> None:
+        """Apply changes in order, all or none. JournalError at the first that does not fit."""
+        misfit = ""
+
+        def conflict(kind: int, change: apsw.TableChange) -> int:
+            nonlocal misfit
+            if kind == apsw.SQLITE_CHANGESET_DATA and _differs_in_atime_alone(change):
+                return apsw.SQLITE_CHANGESET_REPLACE
+            name = apsw.mapping_session_conflict[kind]
+            misfit = f"{change.op} in {change.name}: {str(name).removeprefix('SQLITE_CHANGESET_')}"
+            return apsw.SQLITE_CHANGESET_ABORT
+
+        with _as_ours(), self._db:
+            for changeset in changesets:
+                try:
+                    apsw.Changeset.apply(changeset, self._db, conflict=conflict)
+                except apsw.AbortError as error:
+                    raise JournalError(f"a change does not fit the journal ({misfit})") from error
+
+    def execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement of recovery's own; its rows."""
+        with _as_ours():
+            return self._db.execute(sql, bindings).fetchall()
+
+    def finish(self, facts: dict[str, object]) -> None:
+        """Store facts of the new machine (`local`) and let the file be complete by itself."""
+        with _as_ours(), self._db:
+            for key, value in facts.items():
+                self._db.execute("INSERT OR REPLACE INTO local VALUES (?,?)", (key, value))
+        with _as_ours():
+            checksums.begin(self._db)
+
+
+def _differs_in_atime_alone(change: apsw.TableChange) -> bool:
+    if change.name != "inodes" or change.old is None or change.conflict is None:
+        return False
+    return all(
+        at == _ATIME or old is apsw.no_change or old == found
+        for at, (old, found) in enumerate(zip(change.old, change.conflict, strict=True))
+    )
+
+
+def _value(db: apsw.Connection, sql: str) -> int:
+    return int(db.execute(sql).get)
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    try:
+        yield
+    except apsw.Error as error:
+        raise JournalError(f"journal: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[apsw.Connection]:
+    prepare_apsw()
+    with _as_ours():
+        db = apsw.Connection(str(path))
+        try:
+            path.chmod(0o600)
+            yield db
+        finally:
+            db.close()

@@ -1,0 +1,366 @@
+"""Telling Discord of the journal: segments, when they are due, cut, and posted.
+
+Cadence (docs/recovery.md has the promise):
+
+* A change is due `bound_s` after it was made. What is written again and again (the same block, or
+  only the size and times of the same file) is due `slow_bound_s` after it was last told.
+* While more than a message of data waits, a segment waits until its two requests (a look for
+  another writer, the post) are within `metadata_share` of all, for `stretch_s` at most.
+* An idle volume looks once a day, and sends nothing else.
+
+A cut is one moment: sizes carried over, the group committed, the blocks noted that only this
+machine has. Its changes become one segment or, after a long time offline, several. A segment is in
+the journal, durably, before it is posted; whatever it refers to was confirmed before.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from stashcordfs.crypto.keys import KIND_SEGMENT
+from stashcordfs.errors import ObjectCorrupt, StashcordError, TooLarge
+from stashcordfs.journal.changes import OwnObject
+from stashcordfs.store.pack import Head
+from stashcordfs.store.sealed import SealedObject, seal_object
+from stashcordfs.store.segment import Change, Segment, encode_segment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.journal import Journal
+    from stashcordfs.journal.sqlite.database import Recorded
+    from stashcordfs.types import Ino
+    from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.checkpointing import Checkpointer
+    from stashcordfs.vfs.durability import Durability
+    from stashcordfs.vfs.fencing import Fence
+    from stashcordfs.vfs.journal_channel import JournalChannel
+
+log = logging.getLogger(__name__)
+
+_REQUESTS = 2  # of a segment: the look and the post
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSettings:
+    """How soon Discord is told. Seconds, bytes of changes in a segment, share of requests."""
+
+    bound_s: float = 30.0
+    slow_bound_s: float = 300.0
+    stretch_s: float = 70.0
+    look_every_s: float = 86_400.0
+    segment_bytes: int = 4 << 20
+    metadata_share: float = 0.05
+
+
+class Publisher:
+    """The background task that posts segments. `run` is supervised by the daemon."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        blocks: Blocks,
+        durability: Durability,
+        channel: JournalChannel,
+        fence: Fence,
+        checkpointer: Checkpointer,
+        keys: VolumeKeys,
+        clock: Callable[[], float],
+        now_ns: Callable[[], int],
+        report: Callable[[str], None],
+        requests: Callable[[], int],
+        busy: Callable[[], bool],
+        settings: PublishSettings | None = None,
+    ) -> None:
+        """Take the collaborators. `requests` counts all that were made, `busy`: data waits."""
+        self.settings = settings or PublishSettings()
+        self.last_error = ""
+        self._journal = journal
+        self._blocks = blocks
+        self._durability = durability
+        self._channel = channel
+        self._fence = fence
+        self._checkpointer = checkpointer
+        self._keys = keys
+        self._clock = clock
+        self._now_ns = now_ns
+        self._report = report
+        self._requests = requests
+        self._busy = busy
+        self._wake = trio.Event()
+        self._changed = trio.Event()
+        self._due_s = math.inf
+        self._oldest_s = math.inf  # of what is in no segment yet
+        self._cut_oldest_s = math.inf  # of what is in a segment that Discord does not have
+        self._touched: set[tuple[int, int]] = set()
+        self._told_s: dict[tuple[int, int], float] = {}
+        self._spent = 0  # requests made when the last segment was posted
+        self._paused_until_s = 0.0
+        self._backoff_s = 0.0
+        self._again = False  # the last round failed, whatever it was about
+        self._wanted = 0
+        checkpointer.cover = self._cover
+        self._closing: trio.Event | None = None
+        self._posted = 0
+        self.segment = 0
+
+    async def load(self) -> None:
+        """Take up what an earlier run has left to tell."""
+        await self._read_posted()
+        oldest_ns = await self._journal.oldest_change_ns()
+        if oldest_ns is not None:
+            now = self._clock()
+            age_s = max(0.0, (self._now_ns() - oldest_ns) / 1e9)
+            self._oldest_s = now - age_s
+            self._due_s = now + max(0.0, self.settings.bound_s - age_s)
+        self._journal.on_recorded(self._note)
+
+    async def _read_posted(self) -> None:
+        """The newest segment up to which Discord has all."""
+        for known in await self._journal.own_objects(KIND_SEGMENT, after=self.segment):
+            if known.location is None:
+                break
+            self.segment, self._posted = known.number, known.last_change
+
+    # ------------------------------------------------------------------ asking
+
+    @property
+    def behind_s(self) -> float:
+        """Age in seconds of the oldest change that Discord does not have; 0 when it has all."""
+        oldest = min(self._oldest_s, self._cut_oldest_s)
+        return max(0.0, self._clock() - oldest) if oldest < math.inf else 0.0
+
+    @property
+    def posted_change(self) -> int:
+        """The newest change that is in a segment on Discord, with all before it."""
+        return self._posted
+
+    async def head(self) -> Head | None:
+        """The newest segment that was cut; None before the first."""
+        number, digest = await self._fence.head()
+        return Head(number, digest) if number else None
+
+    def retry_now(self) -> None:
+        """Forget the delay after failures: the network may be back."""
+        self._paused_until_s = self._backoff_s = 0.0
+        self._wake.set()
+
+    async def resumed(self) -> None:
+        """The machine has slept, so another writer may have come: look now, not at the next due."""
+        self._channel.looked_s = -math.inf
+        self.retry_now()
+
+    async def posted(self, change: int) -> None:
+        """Return when a segment on Discord holds this row of `changes` and all before it.
+
+        It is posted as soon as possible. EROFS when another writer has the volume. It may wait as
+        long as the network is away: who cannot, sets a deadline.
+        """
+        self._wanted = max(self._wanted, change)
+        self._wake.set()
+        while self._posted < change:
+            self._fence.require_writable()
+            await self._changed.wait()
+
+    async def flush(self) -> None:
+        """Return when Discord knows everything that the journal holds now."""
+        await self._durability.commit()
+        await self.posted(self._journal.last_change)
+
+    async def finish(self) -> None:
+        """The same before an unmount: with a checkpoint, if it is time for one."""
+        await self.flush()
+        closing = self._closing = trio.Event()
+        self._wake.set()
+        await closing.wait()
+
+    # ------------------------------------------------------------------ when
+
+    def _note(self, recorded: Recorded) -> None:
+        """A group was committed that changed something: decide when Discord is told."""
+        now = self._clock()
+        settings = self.settings
+        due_s = now + settings.bound_s
+        if not recorded.names:
+            told = [self._told_s.get(what, -math.inf) for what in recorded.touched]
+            due_s = max(due_s, min(told, default=now) + settings.slow_bound_s)
+        self._touched |= recorded.touched
+        self._oldest_s = min(self._oldest_s, now)
+        if due_s < self._due_s:
+            self._due_s = due_s
+            self._wake.set()
+
+    def _due_in(self) -> float:
+        now = self._clock()
+        if self._paused_until_s > now:
+            return self._paused_until_s - now
+        unsent = self._wanted > self._posted or self._cut_oldest_s < math.inf
+        if self._again or unsent or self._closing is not None or not self._fence.claimed:
+            return 0.0
+        look_s = self._channel.looked_s + self.settings.look_every_s
+        wait_s = min(self._due_s, look_s) - now
+        if wait_s > 0 or look_s <= now or not self._crowds():
+            return wait_s
+        return 1.0 if now < self._due_s + self.settings.stretch_s else 0.0
+
+    def _crowds(self) -> bool:
+        """Whether a segment now would take more than its share of the requests."""
+        made = self._requests() - self._spent
+        return self._busy() and self.settings.metadata_share * (made + _REQUESTS) < _REQUESTS
+
+    async def _until_due(self) -> None:
+        while True:
+            self._wake = trio.Event()
+            wait_s = self._due_in()
+            if wait_s <= 0:
+                return
+            with trio.move_on_after(wait_s):
+                await self._wake.wait()
+
+    # ------------------------------------------------------------------ the loop
+
+    async def run(self) -> None:
+        """Tell Discord what is due, for ever. Ends when another writer has the volume."""
+        while not self._fence.reason:
+            await self._until_due()
+            try:
+                await self._round()
+            except StashcordError as error:
+                self._failed(str(error))
+            else:
+                self._again, self._backoff_s, self.last_error = False, 0.0, ""
+            self._tell()
+        self._end_closing()
+        await trio.sleep_forever()
+
+    def _end_closing(self) -> None:
+        if self._closing is not None:
+            self._closing.set()
+            self._closing = None
+
+    async def _round(self) -> None:
+        await self._fence.check()
+        if self._fence.reason:
+            return
+        await self._read_posted()  # the look may have found what was sent before
+        wanted = self._wanted > self._posted
+        if wanted or self._due_s <= self._clock() or self._cut_oldest_s < math.inf:
+            await self._cut()
+            await self._post()
+            self._tell()
+        if await self._checkpointer.is_due(closing=self._closing is not None):
+            await self._checkpointer.take()
+        self._end_closing()
+
+    async def _cover(self, change: int) -> None:
+        """A segment on Discord holds this change, and tells which blocks are only here."""
+        newest = await self._journal.newest_object(KIND_SEGMENT)
+        if newest is None or newest.last_change < change:
+            await self._cut(even_empty=True)
+        await self._post()
+        self._tell()
+
+    def _failed(self, why: str) -> None:
+        self._again, self.last_error = True, why
+        self._report(f"the journal is not on Discord yet: {why}")
+        self._backoff_s = min(max(_FIRST_DELAY_S, self._backoff_s * 2), _LONGEST_DELAY_S)
+        self._paused_until_s = self._clock() + self._backoff_s
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # ------------------------------------------------------------------ cutting
+
+    async def _cut(self, *, even_empty: bool = False) -> None:
+        """Make segments of all changes so far, in the journal, durably."""
+        await self._durability.commit()
+        # Nothing suspends from the commit to here: changes and blocks are of one moment.
+        last = self._journal.last_change
+        dirty = self._only_here()
+        told, self._touched = self._touched, set()
+        self._cut_oldest_s = min(self._cut_oldest_s, self._oldest_s)
+        self._oldest_s = self._due_s = math.inf
+        rows = await self._journal.changes_until(last, self.settings.segment_bytes)
+        while rows or even_empty:
+            even_empty = False
+            upto = rows[-1][0] if rows else last
+            number, previous = await self._fence.head()
+            segment = Segment(
+                number + 1,
+                self._journal.writer_epoch,
+                self._journal.schema_version,
+                self._now_ns(),
+                previous,
+                [Change(*row) for row in rows],
+                dirty if upto == last else (),
+                complete=upto == last,
+            )
+            await self._keep(segment, upto)
+            rows = await self._journal.changes_until(last, self.settings.segment_bytes)
+        await self._journal.wal_sync()
+        self._remember(told)
+
+    def _only_here(self) -> list[tuple[Ino, int]]:
+        found = [
+            (live.ino, index)
+            for live, index in self._blocks.queue.values()
+            if live.dirty[index].uploaded < live.dirty[index].version and not live.gone
+        ]
+        return sorted(found)
+
+    async def _keep(self, segment: Segment, last_change: int) -> None:
+        made = await trio.to_thread.run_sync(self._sealed, segment)
+        own = OwnObject(
+            made.object_id, KIND_SEGMENT, segment.number, 0, last_change,
+            segment.made_ns, made.digest, made.size,
+        )  # fmt: skip
+        await self._journal.add_object(own, made.data)
+
+    def _sealed(self, segment: Segment) -> SealedObject:
+        return seal_object(self._keys, KIND_SEGMENT, segment.number, encode_segment(segment))
+
+    def _remember(self, told: set[tuple[int, int]]) -> None:
+        now = self._clock()
+        old = now - self.settings.slow_bound_s
+        self._told_s = {what: s for what, s in self._told_s.items() if s > old}
+        self._told_s |= dict.fromkeys(told, now)
+
+    # ------------------------------------------------------------------ posting
+
+    async def _post(self) -> None:
+        """Post every segment that Discord does not have, each with a copy of the one before."""
+        before: SealedObject | None = None
+        for own in await self._journal.own_objects(KIND_SEGMENT, after=self.segment - 1):
+            made = await self._sealed_before(own)
+            if own.location is None:
+                if made is None:
+                    raise ObjectCorrupt(f"segment {own.number} was lost before it was posted")
+                await self._post_one(made, before)
+                await self._journal.drop_sealed(KIND_SEGMENT, own.number)
+            before = made
+        await self._read_posted()
+        self._cut_oldest_s = math.inf
+
+    async def _post_one(self, made: SealedObject, before: SealedObject | None) -> None:
+        if before is not None:
+            try:
+                await self._channel.post(made, before)
+            except TooLarge:
+                await self._channel.post(made)
+        else:
+            await self._channel.post(made)
+        self._spent = self._requests()
+        log.info("segment posted number=%d bytes=%d", made.number, made.size)
+
+    async def _sealed_before(self, own: OwnObject) -> SealedObject | None:
+        data = await self._journal.sealed_bytes(own.object_id)
+        return None if data is None else SealedObject(own.object_id, own.kind, own.number, data)
