@@ -10,9 +10,9 @@ import pytest
 import trio
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
-from served import served
 from mounted import fuse_missing
 from offline import MIB, overtaken, soak_offline
+from served import served
 from uploads import KINDS, soak_uploads
 
 
