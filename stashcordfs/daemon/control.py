@@ -38,6 +38,7 @@ class Control:
         self._session = session
         self._notifier = notifier
         self._metrics = metrics
+        self._told_to_stop = False
 
     async def serve(
         self,
@@ -128,10 +129,11 @@ class Control:
                 async for number in received:
                     if number == signal.SIGHUP:
                         self._reload()
-                    elif self._parts.state == "draining":
+                    elif self._told_to_stop:
                         log.warning("told twice to stop: unmounting without draining")
                         self._session.stop()
                     else:
+                        self._told_to_stop = True
                         nursery.start_soon(self._drain_and_stop)
 
     async def _drain_and_stop(self) -> None:
