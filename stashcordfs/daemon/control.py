@@ -25,6 +25,20 @@ log = logging.getLogger(__name__)
 
 _DRAIN_ON_SIGNAL_S = 3600.0
 _PROGRESS_EVERY_S = 0.2
+_HAND_OVER_S = 30.0
+
+
+async def _hand_over(mountpoint: Path) -> None:
+    """Let the kernel hand over what was written to files that are still open.
+
+    Else it would drop that when the mount is detached. By another process: this one would wait for
+    itself.
+    """
+    try:
+        with trio.move_on_after(_HAND_OVER_S):
+            await trio.run_process(["sync", "-f", "--", str(mountpoint)], check=False)
+    except OSError as error:
+        log.warning("written data is not asked for: sync: %s", error.strerror)
 
 
 class Control:
@@ -76,6 +90,7 @@ class Control:
     async def _drain(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
         self._parts.state = "draining"
         try:
+            await _hand_over(self._parts.mountpoint)
             async for event in self._flush(ROOT_INO):
                 self._notifier.status(f"Draining, {event['pending_bytes']} bytes left")
                 self._notifier.extend_timeout(30)
