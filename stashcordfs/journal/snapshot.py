@@ -79,6 +79,7 @@ class Rebuild:
         """An empty journal at `path`, as it is before the first change."""
         path.unlink(missing_ok=True)
         with _opened(path) as db:
+            checksums.begin(db)
             db.execute(schema.SCHEMA)
             db.pragma("application_id", schema.APPLICATION_ID)
             db.pragma("user_version", schema.VERSION)
@@ -86,16 +87,24 @@ class Rebuild:
 
     @classmethod
     @contextmanager
-    def from_snapshot(cls, path: Path) -> Iterator[Rebuild]:
-        """Make the copy at `path` a journal again. JournalError when it is none."""
+    def from_snapshot(cls, path: Path, copy: Path) -> Iterator[Rebuild]:
+        """A journal at `path` out of the copy. JournalError when that is none.
+
+        A new file, since checksums can be given to an empty one only.
+        """
+        path.unlink(missing_ok=True)
         with _opened(path) as db:
-            if db.pragma("application_id") != schema.APPLICATION_ID:
+            checksums.begin(db)
+            db.execute("ATTACH ? AS c", (str(copy),))
+            if db.execute("PRAGMA c.application_id").get != schema.APPLICATION_ID:
                 raise JournalError("a checkpoint does not hold a journal")
-            schema.check_version(int(db.pragma("user_version") or 0))
+            version = db.execute("PRAGMA c.user_version").get
+            schema.check_version(int(version))
             with db:
-                for row in db.execute("SELECT sql FROM checkpoint_indexes").fetchall():
-                    db.execute(str(row[0]))
-                db.execute("DROP TABLE checkpoint_indexes")
+                _copy_out(db)
+            db.execute("DETACH c")
+            db.pragma("application_id", schema.APPLICATION_ID)
+            db.pragma("user_version", version)
             yield cls(db)
 
     @property
@@ -132,8 +141,17 @@ class Rebuild:
         with _as_ours(), self._db:
             for key, value in facts.items():
                 self._db.execute("INSERT OR REPLACE INTO local VALUES (?,?)", (key, value))
-        with _as_ours():
-            checksums.begin(self._db)
+
+
+def _copy_out(db: apsw.Connection) -> None:
+    """Tables with their rows, then their indexes, out of the attached copy."""
+    tables = db.execute("SELECT name, sql FROM c.sqlite_schema WHERE sql LIKE 'CREATE TABLE%'")
+    for name, sql in tables.fetchall():
+        if name != "checkpoint_indexes":
+            db.execute(str(sql))
+            db.execute(f"INSERT INTO main.{name} SELECT * FROM c.{name}")  # noqa: S608  our own names
+    for row in db.execute("SELECT sql FROM c.checkpoint_indexes").fetchall():
+        db.execute(str(row[0]))
 
 
 def _differs_in_atime_alone(change: apsw.TableChange) -> bool:

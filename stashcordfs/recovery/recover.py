@@ -254,9 +254,13 @@ class Recovery:
         if base is None:
             with Rebuild.from_nothing(path) as rebuild:
                 return self._apply(rebuild, found, 0)
-        expand_to(path, self._pieces(base.manifest), base.manifest.plain_bytes)
-        with Rebuild.from_snapshot(path) as rebuild:
-            return self._apply(rebuild, found, base.manifest.last_change)
+        copy = path.with_name(path.name + ".copy")
+        try:
+            expand_to(copy, self._pieces(base.manifest), base.manifest.plain_bytes)
+            with Rebuild.from_snapshot(path, copy) as rebuild:
+                return self._apply(rebuild, found, base.manifest.last_change)
+        finally:
+            copy.unlink(missing_ok=True)
 
     def _pieces(self, manifest: Manifest) -> Iterator[bytes]:
         for part in manifest.parts:

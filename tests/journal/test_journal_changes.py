@@ -17,8 +17,8 @@ from stashcordfs.errors import FsError, JournalError, LocalDiskError
 from stashcordfs.journal import Journal
 from stashcordfs.journal.changes import OwnObject
 from stashcordfs.journal.snapshot import Rebuild, take_snapshot
+from stashcordfs.journal.sqlite import checksums, schema
 from stashcordfs.journal.sqlite import database as module
-from stashcordfs.journal.sqlite import schema
 from stashcordfs.types import ROOT_INO, ChunkId, ChunkRef, Location, ObjectId
 
 FILE, DIR = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
@@ -178,11 +178,11 @@ def test_changes_applied_to_a_copy_of_before_give_what_is_now(before, after):
             driver.play(*operation)
         rows = recorded(journal)
 
-        with Rebuild.from_snapshot(folder / "copy") as rebuild:
+        with Rebuild.from_snapshot(folder / "rebuilt", folder / "copy") as rebuild:
             rebuild.apply(c for number, _, c in rows if number > snapshot.last_change)
 
         assert [number for number, _, _ in rows] == list(range(1, len(rows) + 1))
-        assert tables(folder / "copy") == tables(path)
+        assert tables(folder / "rebuilt") == tables(path)
         assert made_again(folder / "again", rows) == tables(path)
         journal.close()
 
@@ -205,6 +205,20 @@ def test_what_is_only_here_makes_no_change(journal):
     ask(journal.set_local("x", "y"))
     ask(journal.watch(["name"], 7))
     assert len(recorded(journal)) == before
+
+
+def test_a_journal_made_of_a_copy_has_checksums_where_they_are_available(journal, tmp_path):
+    for n in range(300):
+        made = make(journal, b"%d" % n)
+        ask(journal.set_xattr(made.ino, b"user.x", bytes(30_000), now_ns=1))
+    journal.commit()
+    take_snapshot(tmp_path / "journal.sqlite", tmp_path / "copy")  # larger than SQLite's cache
+    with Rebuild.from_snapshot(tmp_path / "again", tmp_path / "copy") as rebuild:
+        rebuild.finish({})
+    again = Journal.open(tmp_path / "again", clock_ns=lambda: 0)
+    assert checksums.has_checksums(again._db._connection) == checksums.available()
+    assert ask(again.usage()) == ask(journal.usage())
+    again.close()
 
 
 def test_a_row_that_was_seen_elsewhere_does_not_fit(journal, tmp_path):
