@@ -244,11 +244,10 @@ class LocalFiles:
     def write(self, key: FileKey, offset: int, data: bytes | memoryview) -> None:
         """Write all of `data`."""
         fd = self.descriptor(key)
-        view = memoryview(data)
         try:
-            while view:
-                done = os.pwrite(fd, view, offset)
-                view, offset = view[done:], offset + done
+            done = os.pwrite(fd, data, offset)
+            while done < len(data):  # a signal or a full disk came between
+                done += os.pwrite(fd, memoryview(data)[done:], offset + done)
         except OSError as error:
             raise _local(error, "write") from error
 

@@ -49,22 +49,25 @@ def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
     pid = volume.holder()
     control = ControlClient(volume.control_path)
     try:
-        left = _drain(control, mount.name) if wait else int(control.call("status")["dirty_bytes"])
+        if wait:
+            _drain(control, mount.name)
+        status = control.call("status")
+        left, blocks = int(status["dirty_bytes"]), int(status["dirty_blocks"])
     except NotRunning:  # it is on its way out already
-        left = 0
+        left = blocks = 0
     unmount(mount.mountpoint)
     if pid and not wait_for_exit(pid, timeout_s=_EXIT_DEADLINE_S):
         raise StashcordError(f"unmounted, but process {pid} has not ended; see {volume.log_path}")
     if left:
-        click.echo(f"{format_size(left)} not on Discord yet; the next mount goes on", err=True)
+        text = f"{format_size(left)} in {blocks} blocks not on Discord yet; the next mount goes on"
+        click.echo(text, err=True)
 
 
-def _drain(control: ControlClient, name: str) -> int:
+def _drain(control: ControlClient, name: str) -> None:
     try:
-        last = follow(control.stream("drain"), label=f"Uploading {name}")
+        follow(control.stream("drain"), label=f"Uploading {name}")
     except KeyboardInterrupt:
         raise StashcordError(
             f"interrupted: {name} stays mounted and uploading goes on; "
             "stashcordfs umount --no-wait unmounts without waiting"
         ) from None
-    return int(last.get("pending_bytes", 0))

@@ -28,6 +28,20 @@ log = logging.getLogger(__name__)
 
 _DRAIN_ON_SIGNAL_S = 3600.0
 _PROGRESS_EVERY_S = 0.2
+_HAND_OVER_S = 30.0
+
+
+async def _hand_over(mountpoint: Path) -> None:
+    """Let the kernel hand over what was written to files that are still open.
+
+    Else it would drop that when the mount is detached. By another process: this one would wait for
+    itself.
+    """
+    try:
+        with trio.move_on_after(_HAND_OVER_S):
+            await trio.run_process(["sync", "-f", "--", str(mountpoint)], check=False)
+    except OSError as error:
+        log.warning("written data is not asked for: sync: %s", error.strerror)
 
 
 class Control:
@@ -41,6 +55,7 @@ class Control:
         self._session = session
         self._notifier = notifier
         self._metrics = metrics
+        self._told_to_stop = False
 
     async def serve(
         self,
@@ -82,6 +97,7 @@ class Control:
             return
         self._parts.state = "draining"
         try:
+            await _hand_over(self._parts.mountpoint)
             async for event in self._flush(ROOT_INO, closing=True):
                 self._notifier.status(f"Draining, {event['pending_bytes']} bytes left")
                 self._notifier.extend_timeout(30)
@@ -162,10 +178,11 @@ class Control:
                 async for number in received:
                     if number == signal.SIGHUP:
                         self._reload()
-                    elif self._parts.state == "draining":
+                    elif self._told_to_stop:
                         log.warning("told twice to stop: unmounting without draining")
                         self._session.stop()
                     else:
+                        self._told_to_stop = True
                         nursery.start_soon(self._drain_and_stop)
 
     async def _drain_and_stop(self) -> None:

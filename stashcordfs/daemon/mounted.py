@@ -303,7 +303,8 @@ async def _main(
             assembly.fence,
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
-    log.info("unmounted volume=%s left_bytes=%d", volume.name, parts.blocks.room.dirty_bytes)
+    left = parts.blocks.room.dirty_bytes, len(parts.blocks.queue)
+    log.info("unmounted volume=%s left_bytes=%d left_blocks=%d", volume.name, *left)
 
 
 def _retry(assembly: Assembly) -> None:

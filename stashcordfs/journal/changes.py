@@ -184,6 +184,7 @@ class Changes(Outbox):
                 " WHERE (mode & ?1) = ?2",
                 (stat.S_IFMT(0o170000), stat.S_IFDIR),
             )
+            self._engine.forget()
 
     # ------------------------------------------------------------------ own objects
 

@@ -48,6 +48,9 @@ class Engine(Protocol):
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None."""
 
+    def forget(self) -> None:
+        """Inodes were changed past this engine: keep nothing of them in memory."""
+
     def new_ino(self) -> Ino:
         """A number never used before."""
 

@@ -77,6 +77,9 @@ class Outbox(Holdings):
 
     async def valid_length(self, ino: Ino, index: int) -> int:
         """How many bytes of a block its chunk gives; 0 for a hole. Cheaper than `chunk_at`."""
+        found = self._engine.inode(ino)
+        if found is not None and not found.blocks:
+            return 0  # nothing stored: no need to ask for it
         row = self._db.one(
             "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
         )

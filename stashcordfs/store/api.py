@@ -69,7 +69,7 @@ class ObjectStore(Protocol):
         """Those of the named attachments that stand in own messages after this id."""
 
     async def page(self, channel: int, after: int) -> Page:
-        """What own messages after this id carry, at most 100 of them."""
+        """What messages after this id carry, at most 100 of them, whoever posted them."""
 
     async def page_back(self, before: int | None) -> Page:
         """What messages before this id (None: the newest) carry, at most 100, of any author.

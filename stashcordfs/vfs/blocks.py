@@ -115,13 +115,15 @@ class Blocks(BlockTable):
     async def _write_block(self, live: Live, index: int, start: int, data: memoryview) -> None:
         stop = start + len(data)
         dirty = live.dirty.get(index)
+        made = dirty is None
         if dirty is None:
             dirty = await self._make_dirty(live, index)
         if not dirty.whole and self._cuts_a_page(dirty, start, stop):
             await self.fill(live, index)
             dirty = live.dirty.get(index) or await self._make_dirty(live, index)
+            made = False  # an upload may have copied it meanwhile
         pages = dirty.pages | page_mask(start // PAGE_BYTES, (stop - 1) // PAGE_BYTES)
-        version = await self._next_version()
+        version = dirty.version if made else await self._next_version()
         before = dirty.pages
         self._marks.update(dirty.slot, version, pages)
         try:
@@ -164,7 +166,8 @@ class Blocks(BlockTable):
         self.on_dirty()
         if live.size:
             self.files.grow(live.key, live.size)  # a shorter local file would count as a fault
-        self._charge(dirty)
+        if base:
+            self._charge(dirty)
         return dirty
 
     # ------------------------------------------------------------------ base, fetch, clean

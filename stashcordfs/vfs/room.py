@@ -63,8 +63,8 @@ class Room:
 
     async def for_write(self, length: int) -> None:
         """Return when dirty bytes may be added. ENOSPC when nothing moves for the deadline."""
-        since_s = self._clock()
         if self._turn.locked() or self._over() > 0 or not self._fits(length, dirty=True):
+            since_s = self._clock()
             async with self._turn:  # first come, first served: no later write overtakes
                 await self._pace(length)
                 await self._wait_for(length, since_s)

@@ -69,6 +69,9 @@ class Raising:
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
+    def watch_reads(self, watched: object) -> None:
+        """Asked for when the operations are made."""
+
     def __getattr__(self, name: str):
         async def fail(*args: object, **kwargs: object) -> None:
             raise self.error
@@ -130,6 +133,9 @@ async def test_errors_become_errnos_and_faults_are_told(error, expected, told):
 
 async def test_cancellation_passes_the_guard():
     class Stuck:
+        def watch_reads(self, watched: object) -> None:
+            pass
+
         async def read(self, *args: object) -> None:
             await trio.sleep_forever()
 

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
-from in_process import served
 from mounted import fuse_missing
 from offline import MIB, overtaken, soak_offline
 from recovering import soak_recover
+from served import served
 from uploads import KINDS, soak_uploads
 
 

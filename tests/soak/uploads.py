@@ -37,8 +37,8 @@ from stashcordfs.vfs.uploading import UploadSettings
 sys.path += [str(Path(__file__).parent)]
 sys.path += [str(Path(__file__).resolve().parents[1] / room) for room in ("crash", "vfs")]
 from harness import inline
-from in_process import Server, served, wall
 from invariants import check_journal, check_server
+from served import Server, served, wall
 
 BLOCK = 64 << 10
 KEYS = VolumeKeys(bytes(16), {0: bytes(range(32))})

@@ -106,6 +106,31 @@ async def test_the_same_nonce_makes_one_message(opened) -> None:
         assert await store.put(packs, nonce=nonce) == first
 
 
+async def test_a_page_shows_what_stands_after_an_id_and_where_to_go_on(opened) -> None:
+    async with opened() as store:
+        first = (await store.put(await packs_of(100), nonce=os.urandom(8).hex()))[0]
+        places = []
+        while len(places) < 101:  # the store may spread messages over channels
+            place = (await store.put(await packs_of(100), nonce=os.urandom(8).hex()))[0]
+            places += [place] if place.channel == first.channel else []
+
+        page = await store.page(first.channel, first.message)
+        assert page.attachments == places[:100]
+        assert page.last == places[99].message
+        rest = await store.page(first.channel, page.last)
+        assert rest.attachments == places[100:]
+        assert rest.last is None
+
+
+async def test_one_message_is_looked_at_by_itself(opened) -> None:
+    async with opened() as store:
+        places = await store.put(await packs_of(2_000_000), nonce=os.urandom(8).hex())
+        where = places[0].channel, places[0].message
+        assert await store.attachments(*where) == places
+        await store.delete([where])
+        assert await store.attachments(*where) is None
+
+
 async def test_what_may_have_arrived_is_found_by_name_after_an_id(opened) -> None:
     async with opened() as store:
         before = await store.newest_id()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _AS_STORED = "ino, mode, nlink, uid, gid, rdev, size, atime_ns, mtime_ns, ctime_ns"
 _COLUMNS = f"{_AS_STORED}, (stored + 511) / 512"  # st_blocks counts in 512 bytes
 _NUMBERS_AT_ONCE = 4096
+_KNOWN_MOST = 4096  # inodes in memory; 1 MiB
 
 
 class Counter:
@@ -61,6 +62,8 @@ class SqliteEngine:
         self.ids = Counter(database, "next_id", first=high | 16)
         self.versions = Counter(database, "next_version", first=1)
         self.inodes = self.bytes = 0
+        self._known: dict[Ino, Attributes] = {}
+        self._seen_rollbacks = database.rollbacks
         self.recount()
         database.undone = self.recount
 
@@ -74,9 +77,27 @@ class SqliteEngine:
         self.inodes, self.bytes = int(row[0]), int(row[1])
 
     def inode(self, ino: Ino) -> Attributes | None:
-        """The inode, or None."""
-        row = self._db.one(f"SELECT {_COLUMNS} FROM inodes WHERE ino = ?", (ino,))  # noqa: S608  constants
-        return None if row is None else Attributes._make(row)
+        """The inode, or None. Those asked for lately are in memory: the kernel asks in bursts."""
+        if self._seen_rollbacks != self._db.rollbacks:
+            self.forget()
+        found = self._known.get(ino)
+        if found is None:
+            row = self._db.one(f"SELECT {_COLUMNS} FROM inodes WHERE ino = ?", (ino,))  # noqa: S608  constants
+            if row is None:
+                return None
+            found = self._know(Attributes._make(row))
+        return found
+
+    def _know(self, found: Attributes) -> Attributes:
+        if len(self._known) >= _KNOWN_MOST:
+            self._known.clear()
+        self._known[found.ino] = found
+        return found
+
+    def forget(self) -> None:
+        """Inodes were changed past this engine, or a change was taken back: ask SQLite again."""
+        self._seen_rollbacks = self._db.rollbacks
+        self._known.clear()
 
     def new_ino(self) -> Ino:
         """A number never used before."""
@@ -88,6 +109,7 @@ class SqliteEngine:
             f"INSERT INTO inodes ({_AS_STORED}) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608
             attributes[:10],
         )
+        self._know(attributes._replace(blocks=0) if attributes.blocks else attributes)
         self.inodes += 1
 
     def update_inode(self, found: Attributes, after: Attributes) -> None:
@@ -97,6 +119,7 @@ class SqliteEngine:
             " atime_ns=?8, mtime_ns=?9, ctime_ns=?10 WHERE ino=?1",
             after[:10],
         )
+        self._know(after)
         if after.size != found.size and stat.S_ISREG(found.mode):
             self.bytes += after.size - found.size
 
@@ -106,19 +129,26 @@ class SqliteEngine:
             "UPDATE inodes SET mtime_ns=?1, ctime_ns=?1, nlink=nlink+?2 WHERE ino=?3",
             (now_ns, subfolders, ino),
         )
+        found = self._known.get(ino)
+        if found is not None:
+            nlink = found.nlink + subfolders
+            self._known[ino] = found._replace(mtime_ns=now_ns, ctime_ns=now_ns, nlink=nlink)
 
     def set_links(self, ino: Ino, nlink: int, now_ns: int) -> None:
         """Store how many links an inode has, and its ctime."""
         self._db.run("UPDATE inodes SET nlink=?, ctime_ns=? WHERE ino=?", (nlink, now_ns, ino))
+        self._known.pop(ino, None)
 
     def add_stored(self, ino: Ino, shift: int) -> None:
         """The chunk list has so many bytes more, or less."""
         if shift:
             self._db.run("UPDATE inodes SET stored = stored + ? WHERE ino = ?", (shift, ino))
+            self._known.pop(ino, None)
 
     def delete_inode(self, found: Attributes) -> None:
         """Forget the inode with its link target and extended attributes."""
         ino = found.ino
+        self._known.pop(ino, None)
         self._db.run("DELETE FROM inodes WHERE ino = ?", (ino,))
         if not self._db.changes():
             return  # done before
