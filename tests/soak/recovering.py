@@ -50,18 +50,22 @@ class Result:
         return asdict(self)
 
 
-def soak_recover(folder: Path, *, rounds: int, seed: int, longest_s: float = 90.0) -> Result:
+def soak_recover(
+    folder: Path, *, rounds: int, seed: int, shortest_s: float = 5.0, longest_s: float = 90.0
+) -> Result:
     result = Result()
     for number in range(rounds):
-        _round(folder / f"round-{number}", random.Random(seed * 1000 + number), longest_s, result)
+        chance = random.Random(seed * 1000 + number)
+        for_s = chance.uniform(shortest_s, longest_s)
+        _round(folder / f"round-{number}", chance, for_s, result)
         result.rounds += 1
     return result
 
 
-def _round(folder: Path, chance: random.Random, longest_s: float, result: Result) -> None:
+def _round(folder: Path, chance: random.Random, for_s: float, result: Result) -> None:
     with DemoVolume.running(folder) as demo:
         _faults(demo, chance)
-        written = _write(demo, chance, chance.uniform(5, longest_s))
+        written = _write(demo, chance, for_s)
         known = demo.status()
         at = time.monotonic() - float(known["discord_age_s"]) - _MARGIN_S
         _lose(demo)
