@@ -178,8 +178,13 @@ class Publisher:
         await self.posted(self._journal.last_change)
 
     async def finish(self) -> None:
-        """The same before an unmount: with a checkpoint, if it is time for one."""
+        """The same before an unmount: with a checkpoint, if it is time for one.
+
+        Where there is nothing to tell nothing is asked, so that it ends without a network, too.
+        """
         await self.flush()
+        if not await self._checkpointer.is_due(closing=True):
+            return
         closing = self._closing = trio.Event()
         self._wake.set()
         await closing.wait()

@@ -263,6 +263,17 @@ async def test_without_a_network_changes_gather_and_go_when_it_is_back(clock, tm
         assert v.publisher.last_error == ""
 
 
+async def test_an_unmount_without_news_ends_without_a_network(clock, tmp_path) -> None:
+    async with volume(tmp_path, telling=told()) as v:
+        await v.make(b"a")
+        await v.fs.sync_remote()
+    async with volume(tmp_path, telling=told()) as v:
+        v.store.offline = True
+        with trio.fail_after(600):
+            await v.fs.sync_remote()
+            await v.publisher.finish()
+
+
 async def test_what_an_earlier_run_left_is_told_by_the_next(clock, tmp_path) -> None:
     async with volume(tmp_path, telling=told()) as v:
         await trio.sleep(60)
