@@ -80,7 +80,7 @@ class Reader:
         self._spawn = spawn
         self._answered = answered
         self._read_ahead_bytes = read_ahead_bytes
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._report = report
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
@@ -155,7 +155,7 @@ class Reader:
         begun_s = trio.current_time()
         since_s = self._echoes.take(live.ino, offset, end, now=begun_s)
         try:
-            with trio.fail_at(math.inf if since_s is None else since_s + self._deadline_s):
+            with trio.fail_at(math.inf if since_s is None else since_s + self.deadline_s):
                 yield
         except trio.TooSlowError:
             raise FsError(errno.EIO, "deadline passed") from None
@@ -172,10 +172,10 @@ class Reader:
             raise FsError(errno.EIO, "too many reads wait for Discord")
         self._waiting += 1
         try:
-            with trio.fail_after(self._deadline_s):
+            with trio.fail_after(self.deadline_s):
                 yield
         except trio.TooSlowError:
-            self._report(f"read: Discord did not answer within {self._deadline_s:g} s")
+            self._report(f"read: Discord did not answer within {self.deadline_s:g} s")
             raise _GaveUp(errno.EIO, "deadline passed") from None
         except (StoreError, DiscordError, CryptoError) as error:
             self._report(f"read: inode {live.ino}, blocks {list(missing)[:4]}: {error}")
@@ -303,7 +303,7 @@ class Reader:
                 for i in range(first, last + 1)
                 if (live.ino, i) not in self._flights and not self._blocks.present(live, i)
             ]  # holes among them are passed over
-            with trio.move_on_after(self._deadline_s):
+            with trio.move_on_after(self.deadline_s):
                 if missing:
                     await self._fetch(live, missing)
         except StashcordError as error:

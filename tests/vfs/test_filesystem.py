@@ -355,3 +355,20 @@ async def test_a_removed_cached_file_leaves_nothing_behind(tmp_path: Path) -> No
         assert v.blocks.files.exists((made.ino, 0))  # until the journal is durable
         await v.durability.sync()
         assert not v.blocks.files.exists((made.ino, 0))
+
+
+async def test_another_deadline_holds_for_reads_at_once(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path, deadline_s=600) as v:
+        ino = await v.make(b"a", os.urandom(BLOCK))
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+
+        async def silent(*_: object) -> bytes:
+            await trio.sleep_forever()
+
+        v.store.fetch = silent
+        v.fs.limit_reads(7)
+        begun = trio.current_time()
+        with pytest.raises(FsError):
+            await v.read(ino)
+        assert trio.current_time() - begun == pytest.approx(7)
