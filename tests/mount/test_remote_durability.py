@@ -73,7 +73,8 @@ def test_a_synchronous_write_returns_when_discord_has_it(volume, remote, flags):
     with mmap.mmap(-1, 4096) as page:  # O_DIRECT wants it aligned
         page[:] = os.urandom(4096)
         os.write(descriptor, page)
-    assert volume.server_stats()["created"] == before + 1
+    # The data, the segment that tells of it, and perhaps one that was due anyway.
+    assert 2 <= volume.server_stats()["created"] - before <= 3
     os.close(descriptor)
 
 
@@ -88,7 +89,7 @@ def test_fsyncs_at_once_share_messages_and_local_ones_send_none(volume, remote):
         list(pool.map(os.fsync, descriptors))
     for descriptor in descriptors:
         os.close(descriptor)
-    assert 1 <= volume.server_stats()["created"] - before <= 6
+    assert 1 <= volume.server_stats()["created"] - before <= 12  # of 60 and their segments
 
 
 def test_fsync_of_a_folder_waits_for_what_is_in_it(volume, remote):
@@ -97,7 +98,8 @@ def test_fsync_of_a_folder_waits_for_what_is_in_it(volume, remote):
     descriptor = os.open(remote, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-    assert volume.server_stats()["created"] == before + 1
+    # The data, the segment that tells of it, and perhaps one that was due anyway.
+    assert 2 <= volume.server_stats()["created"] - before <= 3
 
 
 def test_without_discord_it_is_eio_and_later_it_works_again(volume, remote):
