@@ -48,4 +48,4 @@ def test_attachments_that_come_back_empty_are_eio_with_what_to_do(tmp_path):
 
         (volume.mountpoint / "ours").write_bytes(b"the mount goes on")
         volume.sync()
-        assert os.listdir(volume.mountpoint) == ["theirs", "ours"]
+        assert {path.name for path in volume.mountpoint.iterdir()} == {"theirs", "ours"}
