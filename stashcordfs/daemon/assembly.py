@@ -158,6 +158,7 @@ async def _told(
     await publisher.load()
     uploader.halted = lambda: bool(fence.reason)
     uploader.head = publisher.head
+    uploader.committed = publisher.uploaded
     fence.on_fenced = uploader.look_again
     durability.published = publisher.flush
     return fence, publisher

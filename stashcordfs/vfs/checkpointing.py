@@ -191,7 +191,7 @@ class Checkpointer:
         oldest = old_enough[-1]  # the newest one that reaches back far enough
         at = oldest.location.message if oldest.location else 0
         parts = await self._journal.own_objects(KIND_CHECKPOINT)
-        segments = await self._journal.own_objects(KIND_SEGMENT)
+        segments = (await self._journal.own_objects(KIND_SEGMENT))[:-1]  # the head stays
         claims = (await self._journal.own_objects(KIND_CLAIM))[:-1]
         doomed = [
             *(o for o in [*manifests, *parts] if o.number < oldest.number),

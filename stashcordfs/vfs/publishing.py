@@ -2,8 +2,9 @@
 
 Cadence (docs/recovery.md has the promise):
 
-* A change is due `bound_s` after it was made. What is written again and again (the same block, or
-  only the size and times of the same file) is due `slow_bound_s` after it was last told.
+* A change is due `bound_s` after it was made; content, after it was written. What is written again
+  and again (the same block, or only the size and times of the same file) is due `slow_bound_s`
+  after it was last told.
 * While more than a message of data waits, a segment waits until its two requests (a look for
   another writer, the post) are within `metadata_share` of all, for `stretch_s` at most.
 * An idle volume looks once a day, and sends nothing else.
@@ -99,6 +100,7 @@ class Publisher:
         self._changed = trio.Event()
         self._due_s = math.inf
         self._oldest_s = math.inf  # of what is in no segment yet
+        self._written_s = math.inf  # of content whose change is in the open group
         self._cut_oldest_s = math.inf  # of what is in a segment that Discord does not have
         self._touched: set[tuple[int, int]] = set()
         self._told_s: dict[tuple[int, int], float] = {}
@@ -184,16 +186,22 @@ class Publisher:
 
     # ------------------------------------------------------------------ when
 
+    def uploaded(self, since_s: float) -> None:
+        """Content that was written then is on Discord, but no segment tells whose it is."""
+        self._written_s = min(self._written_s, since_s)
+        self._oldest_s = min(self._oldest_s, since_s)
+
     def _note(self, recorded: Recorded) -> None:
         """A group was committed that changed something: decide when Discord is told."""
         now = self._clock()
         settings = self.settings
-        due_s = now + settings.bound_s
+        begun_s, self._written_s = min(now, self._written_s), math.inf
+        due_s = begun_s + settings.bound_s
         if not recorded.names:
             told = [self._told_s.get(what, -math.inf) for what in recorded.touched]
             due_s = max(due_s, min(told, default=now) + settings.slow_bound_s)
         self._touched |= recorded.touched
-        self._oldest_s = min(self._oldest_s, now)
+        self._oldest_s = min(self._oldest_s, begun_s)
         if due_s < self._due_s:
             self._due_s = due_s
             self._wake.set()

@@ -137,6 +137,7 @@ class Uploader:
         self._paused_offline = False
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
         self.halted: Callable[[], bool] = lambda: False  # another writer has the volume
+        self.committed: Callable[[float], None] = lambda _: None  # since when the blocks waited
         self.head: Callable[[], Awaitable[Head | None]] = _no_head  # the newest segment
         self._doubted = 0  # messages of this run whose outcome is being settled
         self._adopted: set[ChunkId] = set()
@@ -496,6 +497,8 @@ class Uploader:
                 if not u.live.gone and u.live.dirty.get(u.index) is u.dirty
             ]
             await self._journal.commit_chunks([(u.live.ino, u.index, c, u.valid) for u, c in part])
+            if part:
+                self.committed(min(u.dirty.since_s for u, _ in part))
             for u, _ in part:
                 u.dirty.uploaded = max(u.dirty.uploaded, u.version)
                 await self._journal.drop_dirty(u.live.ino, [(u.index, u.version)])

@@ -162,7 +162,7 @@ class Driver:
         self.journal.commit()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(before=st.lists(OPERATION, max_size=15), after=st.lists(OPERATION, max_size=30))
 def test_changes_applied_to_a_copy_of_before_give_what_is_now(before, after):
     with tempfile.TemporaryDirectory() as place:

@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.skipif(bool(mounted.fuse_missing()), reason=mounted.fuse_missing() or "fuse"),
 ]
 NAME = "user.stashcordfs.durability"
+_MESSAGES = 2  # the data, and the segment that says whose it is
 SETTINGS = {"upload_delay_s": "600", "network_deadline_s": "6"}
 
 
@@ -35,6 +36,7 @@ def remote(volume, request):
     folder = volume.mountpoint / request.node.name
     (folder / "below").mkdir(parents=True)
     os.setxattr(folder, NAME, b"remote")
+    volume.sync()  # the mount's claim, and these names: nothing else is sent meanwhile
     return folder / "below"
 
 
@@ -74,7 +76,7 @@ def test_a_synchronous_write_returns_when_discord_has_it(volume, remote, flags):
         page[:] = os.urandom(4096)
         os.write(descriptor, page)
     # The data, the segment that tells of it, and perhaps one that was due anyway.
-    assert 2 <= volume.server_stats()["created"] - before <= 3
+    assert _MESSAGES <= volume.server_stats()["created"] - before <= _MESSAGES + 1
     os.close(descriptor)
 
 
@@ -89,7 +91,7 @@ def test_fsyncs_at_once_share_messages_and_local_ones_send_none(volume, remote):
         list(pool.map(os.fsync, descriptors))
     for descriptor in descriptors:
         os.close(descriptor)
-    assert 1 <= volume.server_stats()["created"] - before <= 12  # of 60 and their segments
+    assert _MESSAGES <= volume.server_stats()["created"] - before <= 6 * _MESSAGES
 
 
 def test_fsync_of_a_folder_waits_for_what_is_in_it(volume, remote):
@@ -99,7 +101,7 @@ def test_fsync_of_a_folder_waits_for_what_is_in_it(volume, remote):
     os.fsync(descriptor)
     os.close(descriptor)
     # The data, the segment that tells of it, and perhaps one that was due anyway.
-    assert 2 <= volume.server_stats()["created"] - before <= 3
+    assert _MESSAGES <= volume.server_stats()["created"] - before <= _MESSAGES + 1
 
 
 def test_without_discord_it_is_eio_and_later_it_works_again(volume, remote):

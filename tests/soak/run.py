@@ -1,9 +1,9 @@
-"""The long runs of uploading; `make soak-uploads` and `make soak-offline` start them.
+"""The long runs of uploading and recovering; `make soak-uploads` and the like start them.
 
-    python tests/soak/run.py uploads|offline [--seed N] [--dir FOLDER] [--write]
+    python tests/soak/run.py uploads|offline|recover [--seed N] [--dir FOLDER] [--write]
 
 Seeded. Exit code 1 when something was not as it must be. With --write the findings go to
-docs/evidence/uploads.json or offline.json.
+docs/evidence/uploads.json, offline.json or recover.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
 import evidence
 import offline
+import recovering
 import uploads
 from mounted import fuse_missing
 
@@ -27,12 +28,12 @@ GIB = 1 << 30
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("which", choices=["uploads", "offline"])
+    parser.add_argument("which", choices=["uploads", "offline", "recover"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--write", action="store_true", help="write the evidence")
     options = parser.parse_args()
-    if options.which == "offline" and (reason := fuse_missing()):
+    if options.which != "uploads" and (reason := fuse_missing()):
         print(f"soak: {reason}", file=sys.stderr)
         return 2
     # in the background a shell ignores SIGINT for us, and our commands would inherit that
@@ -41,7 +42,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="stashcordfs-soak-") as name:
         folder = Path(name)
         result = (
-            uploads.soak_uploads(folder, uploads=1000, seed=options.seed)
+            recovering.soak_recover(folder, rounds=20, seed=options.seed)
+            if options.which == "recover"
+            else uploads.soak_uploads(folder, uploads=1000, seed=options.seed)
             if options.which == "uploads"
             else offline.soak_offline(
                 folder / "volume",

@@ -12,6 +12,7 @@ import trio
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
 from mounted import fuse_missing
 from offline import MIB, overtaken, soak_offline
+from recovering import soak_recover
 from served import served
 from uploads import KINDS, soak_uploads
 
@@ -38,6 +39,15 @@ def test_what_was_written_offline_arrives_in_order(tmp_path):
 
     assert result.problems == []
     assert result.bytes_read_back == 67 * MIB
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(bool(fuse_missing()), reason=fuse_missing() or "fuse")
+def test_what_was_told_before_a_machine_was_lost_is_back(tmp_path):
+    result = soak_recover(tmp_path, rounds=1, seed=5, longest_s=50)
+
+    assert result.problems == []
+    assert result.told > 0
 
 
 # The soaks themselves

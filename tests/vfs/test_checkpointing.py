@@ -182,6 +182,21 @@ async def test_two_checkpoints_and_what_reaches_back_are_kept(clock, tmp_path, c
         assert len(extra) <= 1  # a copy that rides in the oldest segment's message
 
 
+async def test_the_head_is_kept_though_all_checkpoints_are_newer(clock, tmp_path, channel) -> None:
+    soon = CheckpointSettings(segments=2, keep_s=10)
+    async with volume(tmp_path / "a", telling=told(channel, soon)) as v:
+        await make_some(v, 3)
+        for _ in range(4):  # as `fsck --repair` wants them
+            await v.journal.set_local("checkpoint_wanted", "1")
+            await v.publisher.finish()
+            await trio.sleep(60)
+        head = v.publisher.segment
+        assert head in {n for kind, n, _, _ in await named(channel) if kind == KIND_SEGMENT}
+        await v.make(b"next")
+        await v.publisher.flush()
+        assert v.publisher.segment == head + 1
+
+
 async def test_of_the_claims_the_newest_is_kept(clock, tmp_path, channel) -> None:
     soon = CheckpointSettings(segments=2, keep_s=10)
     for _ in range(4):

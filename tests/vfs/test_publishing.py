@@ -18,6 +18,7 @@ from stashcordfs.store.sealed import open_object
 from stashcordfs.store.segment import decode_claim, decode_segment
 from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.publishing import PublishSettings
+from stashcordfs.vfs.uploading import UploadSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from harness import BLOCK, KEYS, volume
@@ -141,6 +142,26 @@ async def test_new_blocks_of_a_growing_file_are_told_within_the_bound(clock, tmp
             worst = max(worst, v.publisher.behind_s)
         await v.fs.release(fh)
         assert worst < 40
+
+
+async def test_contents_age_counts_from_when_they_were_written(clock, tmp_path) -> None:
+    slow = UploadSettings(delay_s=20)
+    async with volume(tmp_path, telling=told(), settings=slow) as v:
+        await trio.sleep(100)
+        await v.make(b"name")  # due first, and the content below misses its segment
+        await trio.sleep(25)
+        begun = trio.current_time()
+        await v.make(b"late", b"content")
+        worst = 0.0
+        for _ in range(50):
+            await trio.sleep(1)
+            told_s = v.publisher.behind_s
+            unsent_s = v.uploader.oldest_dirty_s()
+            if v.journal.last_change > v.publisher.posted_change:
+                assert max(told_s, unsent_s) >= trio.current_time() - begun - 1
+            worst = max(worst, told_s)
+        assert worst < 33
+        assert v.publisher.behind_s == 0
 
 
 async def test_while_data_crowds_the_segments_keep_to_their_share(clock, tmp_path) -> None:
