@@ -302,6 +302,8 @@ class Blocks(BlockTable):
         if size >= live.size:
             await self.journal.truncate(live.ino, size, self.block_bytes, now_ns)
             live.size, live.size_changed = size, False
+            if live.dirty:
+                self.unsynced.add(live)  # a sync under way knows the old size alone
             if live.dirty or self.files.exists(live.key):
                 self.files.grow(live.key, size)
             return
