@@ -423,3 +423,25 @@ async def test_what_is_on_discord_does_not_fall_back(tmp_path, monkeypatch) -> N
 
         assert await v.journal.synced_sizes() == []
         await v.fs.release(fh)
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+async def test_a_file_that_is_cut_and_grows_by_truncation_keeps_its_synced_size(
+    kept, tmp_path
+) -> None:
+    async with volume(tmp_path, upload=False) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"x" * 5000)
+        await v.fs.setattr(made.ino, mtime_ns=1)  # the size goes to the journal ahead of the bytes
+        await v.fs.setattr(made.ino, size=kept)
+        await v.fs.release(fh)
+        await v.durability.commit()
+        fh = await v.fs.open(made.ino, 2)  # with nothing kept, nothing was left in memory
+        await v.fs.setattr(made.ino, size=9000)
+        await v.fs.fsync(fh, False)
+
+        assert await v.journal.synced_sizes() == []
+        await v.fs.release(fh)
+
+    async with volume(tmp_path, upload=False, power_lost=True) as v:
+        assert await v.read(made.ino) == b"x" * kept + bytes(9000 - kept)
