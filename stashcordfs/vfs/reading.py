@@ -21,6 +21,7 @@ from stashcordfs.errors import (
     CryptoError,
     DiscordError,
     FsError,
+    ObjectCorrupt,
     ObjectMissing,
     StashcordError,
     StoreError,
@@ -229,6 +230,16 @@ class Reader:
         last = run[-1][1].ref
         length = last.offset + last.length - start
         sealed = await self._sealed(run[0][1], start, length)
+        try:
+            await self._open_run(live, run, sealed)
+        except (ObjectCorrupt, CryptoError):  # damaged on its way, perhaps: the next read asks anew
+            self._neighbours.forget(run[0][1].ref.pack)
+            raise
+
+    async def _open_run(
+        self, live: Live, run: Sequence[tuple[int, ChunkEntry]], sealed: memoryview
+    ) -> None:
+        start = run[0][1].ref.offset
         for index, entry in run:
             ref = entry.ref
             piece = bytes(sealed[ref.offset - start : ref.offset - start + ref.length])
