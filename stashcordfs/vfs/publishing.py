@@ -180,9 +180,12 @@ class Publisher:
     async def finish(self) -> None:
         """The same before an unmount: with a checkpoint, if it is time for one."""
         await self.flush()
-        closing = self._closing = trio.Event()
+        if self._fence.reason:
+            return  # `run` has ended: nobody takes one
+        if self._closing is None:  # else it serves all who wait
+            self._closing = trio.Event()
         self._wake.set()
-        await closing.wait()
+        await self._closing.wait()
 
     # ------------------------------------------------------------------ when
 

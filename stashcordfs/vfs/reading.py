@@ -21,6 +21,7 @@ from stashcordfs.errors import (
     CryptoError,
     DiscordError,
     FsError,
+    ObjectCorrupt,
     ObjectMissing,
     StashcordError,
     StoreError,
@@ -229,6 +230,16 @@ class Reader:
         last = run[-1][1].ref
         length = last.offset + last.length - start
         sealed = await self._sealed(run[0][1], start, length)
+        try:
+            await self._open_run(live, run, sealed)
+        except (ObjectCorrupt, CryptoError):  # damaged on its way, perhaps: the next read asks anew
+            self._neighbours.forget(run[0][1].ref.pack)
+            raise
+
+    async def _open_run(
+        self, live: Live, run: Sequence[tuple[int, ChunkEntry]], sealed: memoryview
+    ) -> None:
+        start = run[0][1].ref.offset
         for index, entry in run:
             ref = entry.ref
             piece = bytes(sealed[ref.offset - start : ref.offset - start + ref.length])
@@ -260,9 +271,21 @@ class Reader:
     async def _keep(
         self, live: Live, index: int, entry: ChunkEntry, plain: bytes, sums: bytes
     ) -> None:
-        # The world may have changed while we waited: only what is still so is kept.
+        # The world may have changed while we waited: only what is still so is kept. A read-ahead
+        # outlives its handle, so the inode may have become another object, which was written to.
+        current = await self._blocks.enter(live.ino, required=False)
+        if current is None:
+            return
+        try:
+            await self._keep_in(current, index, entry, plain, sums)
+        finally:
+            self._blocks.leave(current)
+
+    async def _keep_in(
+        self, live: Live, index: int, entry: ChunkEntry, plain: bytes, sums: bytes
+    ) -> None:
         now = await self._journal.chunk_at(live.ino, index)
-        if live.gone or now is None or now.ref.chunk_id != entry.ref.chunk_id:
+        if now is None or now.ref.chunk_id != entry.ref.chunk_id:
             return
         if now.valid_length < len(plain):
             plain = plain[: now.valid_length]
