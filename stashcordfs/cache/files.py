@@ -18,6 +18,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import struct
 import threading
@@ -36,6 +37,7 @@ _KEEP_SIZE_AND_PUNCH = 0x01 | 0x02  # linux/falloc.h
 _SPARES_MOST, _SPARES_MADE, _SPARES_LOW = 8192, 4096, 2048
 _FOLDER_BITS = 12  # of a number: 4096 files a folder
 _MAGIC = b"STASHCORDFILES1\0"
+_HEX = re.compile("[0-9a-f]+")
 _OWNER = struct.Struct("<QQ")  # inode, generation; no inode: a spare, or no file
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -125,7 +127,11 @@ class LocalFiles:
         for folder in self.root.iterdir():
             if folder.is_dir() and folder.name[0] == "n":
                 with os.scandir(folder) as entries:
-                    yield from ((int(e.name, 16), e.stat().st_size) for e in entries)
+                    yield from (
+                        (int(entry.name, 16), entry.stat().st_size)
+                        for entry in entries
+                        if _HEX.fullmatch(entry.name)  # fsck tells of others
+                    )
 
     def _adopt_named(self) -> None:
         """Take over files of the earlier layout, which were named `INODE.GENERATION`."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"STASHCORDMARKS1\0"
 _SLOT = struct.Struct("<QQQQ")
+_VERSION_AT = 24  # in a slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ class Marks:
     def update(self, slot: int, version: int, pages: int) -> None:
         """Record what is about to be written: the pages first, then the version."""
         self._put_pages(slot, pages)
-        struct.pack_into("<Q", self._table.map, self._table.at(slot) + 24, version)
+        # In one store: `struct.pack_into` writes zeros first, and a kill then frees the slot.
+        at = self._table.at(slot) + _VERSION_AT
+        self._table.map[at : at + 8] = version.to_bytes(8, "little")
 
     def pages(self, slot: int) -> int:
         """The page bitmap of a slot."""

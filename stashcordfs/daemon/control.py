@@ -16,7 +16,7 @@ from stashcordfs.ops.health import HealthSources, serve_health
 from stashcordfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
     from pathlib import Path
 
     from stashcordfs.daemon.mounted import Parts
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DRAIN_ON_SIGNAL_S = 3600.0
+_STALLED_S = 30.0  # by bytes, so that a slow line is not taken for none
 _PROGRESS_EVERY_S = 0.2
 _HAND_OVER_S = 30.0
 
@@ -91,7 +92,7 @@ class Control:
         async for event in self._flush(await self._below(request)):
             yield event
 
-    async def _drain(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+    async def _drain(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, object], None]:
         if self._parts.fenced:  # nothing of ours gets there any more; what is here stays here
             yield self._progress()
             return
@@ -186,12 +187,27 @@ class Control:
                         nursery.start_soon(self._drain_and_stop)
 
     async def _drain_and_stop(self) -> None:
+        """Drain while anything gets through: without a network a shutdown must not wait for it."""
+        moved_s, seen = trio.current_time(), self._gone_through()
         with trio.move_on_after(_DRAIN_ON_SIGNAL_S):
-            async for _ in self._drain({}):
-                pass
+            async with aclosing(self._drain({})) as events:
+                async for _ in events:
+                    if (now := self._gone_through()) != seen:
+                        moved_s, seen = trio.current_time(), now
+                    elif trio.current_time() - moved_s >= _STALLED_S:
+                        log.warning("stopping: nothing got through for %.0f s", _STALLED_S)
+                        break
         if left := self._parts.blocks.room.dirty_bytes:
             log.warning("stopping with %d bytes unsent; the next mount goes on", left)
         self._session.stop()
+
+    def _gone_through(self) -> tuple[int, int, int]:
+        stats = self._parts.stats
+        return (
+            stats.bytes_streamed,
+            stats.bytes_received,
+            self._parts.uploader.state.uploaded_bytes,
+        )
 
     def _reload(self) -> None:
         self._notifier.reloading()

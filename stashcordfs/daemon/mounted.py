@@ -157,6 +157,7 @@ class Parts:
         self.uploader.settings = upload_settings(new)
         self.levels.default = new.durability
         self.durability.deadline_s = new.network_deadline_s
+        self.filesystem.limit_reads(new.network_deadline_s)
         if new.token is not None:
             value = new.token.reveal()
             redact(value)

@@ -70,6 +70,7 @@ class ClientStats:
     rate_limited: int = 0
     invalid: int = 0
     bytes_sent: int = 0
+    bytes_streamed: int = 0  # as they leave, also of requests that fail later
     bytes_received: int = 0
     downloads: int = 0
 
@@ -443,6 +444,7 @@ class DiscordClient:
             return http.build_request(
                 call.route.method, url, params=call.params, json=call.json, headers=headers
             )
+        call.body.taken = self._streamed
         headers["Content-Type"] = call.body.content_type
         headers["Content-Length"] = str(call.body.size_bytes)
         bare = http.build_request(call.route.method, url, headers=headers)
@@ -453,6 +455,9 @@ class DiscordClient:
             stream=call.body,
             extensions=bare.extensions,
         )
+
+    def _streamed(self, count: int) -> None:
+        self.stats.bytes_streamed += count
 
     def _account(self, call: policy.Call, outcome: wire.Outcome, token: str) -> None:
         """Let limiter, counters and the server's clock learn from what came back."""

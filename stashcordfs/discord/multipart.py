@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 _PIECE_BYTES = 256 * 1024
 
@@ -54,6 +54,7 @@ class MultipartBody(httpx.AsyncByteStream):
         boundary = f"stashcordfs-{secrets.token_hex(16)}"
         self.content_type = f"multipart/form-data; boundary={boundary}"
         self.whole = False
+        self.taken: Callable[[int], None] = lambda _: None  # told of each piece's bytes
         self._segments: list[memoryview] = []
         self._text(
             f"--{boundary}\r\n"
@@ -102,6 +103,7 @@ class _Walk:
 
     async def __anext__(self) -> bytes:
         for piece in self._pieces:
+            self._body.taken(piece.nbytes)
             return piece  # type: ignore[return-value]  # h11 joins any buffer, uncopied
         self._body.whole = True
         raise StopAsyncIteration

@@ -302,6 +302,7 @@ class Blocks(BlockTable):
         if size >= live.size:
             await self.journal.truncate(live.ino, size, self.block_bytes, now_ns)
             live.size, live.size_changed = size, False
+            await self._cover_size(live)
             if live.dirty or self.files.exists(live.key):
                 self.files.grow(live.key, size)
             return
@@ -310,6 +311,7 @@ class Blocks(BlockTable):
         live.size, live.size_changed = size, False
         live.synced_size = min(live.synced_size, size)
         await self._forget_beyond(live, size)
+        await self._cover_size(live)
         if size == 0:
             await self._new_generation(live)
         elif self.files.exists(live.key):
@@ -321,6 +323,14 @@ class Blocks(BlockTable):
                 self.files.resize(live.key, live.size)
         self.leave(live)
         self.room.progressed()
+
+    async def _cover_size(self, live: Live) -> None:
+        """After a truncation: the size that a power cut falls back to must not be an older one."""
+        if live.dirty:
+            self.unsynced.add(live)  # a sync under way knows the old size alone
+        else:  # all there is is on Discord, or a hole
+            live.synced_size = live.size
+            await self.journal.size_synced(live.ino, live.size, whole=True)
 
     async def _forget_beyond(self, live: Live, size: int) -> None:
         edge, cut = divmod(size, self.block_bytes)

@@ -210,9 +210,10 @@ class Durability:
         for live, some in rows.items():
             if live.sync_failed is None and not live.gone:
                 await self._put_dirty(live, some)
-                live.synced_size = min(sizes[live], live.size)
-                whole = sizes[live] >= live.size
-                await self._journal.size_synced(live.ino, live.synced_size, whole=whole)
+                # What has no dirty block is on Discord, or a hole: as long as it is.
+                synced = min(sizes[live], live.size) if live.dirty else live.size
+                live.synced_size = synced
+                await self._journal.size_synced(live.ino, synced, whole=synced >= live.size)
         await self._sync_journal()
 
     @staticmethod

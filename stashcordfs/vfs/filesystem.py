@@ -318,6 +318,10 @@ class FileSystem:
         if found.atime_ns <= newest:
             await self._journal.set_attributes(ino, atime_ns=now)
 
+    def limit_reads(self, deadline_s: float) -> None:
+        """Let reads from here on wait for the network so long, in seconds."""
+        self._reader.deadline_s = deadline_s
+
     def watch_reads(self, watched: Callable[[int], AbstractContextManager[None]]) -> None:
         """Let reads wait for the network inside `watched(fh)`, and only then: it costs time."""
         self._reader.watched = watched

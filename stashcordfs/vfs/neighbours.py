@@ -47,6 +47,10 @@ class Neighbours:
         trail.end = start + length
         return memoryview(trail.kept)[start - trail.start :][:length]
 
+    def forget(self, pack: ObjectId) -> None:
+        """What is here of a pack is damaged."""
+        self._trails.pop(pack, None)
+
     def plan(self, pack: ObjectId, start: int, length: int, *, size: int) -> int:
         """How many bytes to fetch from `start` when `length` are needed of a pack of `size`."""
         trail = self._trails.get(pack)

@@ -183,11 +183,13 @@ class Publisher:
         Where there is nothing to tell nothing is asked, so that it ends without a network, too.
         """
         await self.flush()
-        if not await self._checkpointer.is_due(closing=True):
+        # `run` ends when another writer has the volume: nobody takes a checkpoint then
+        if self._fence.reason or not await self._checkpointer.is_due(closing=True):
             return
-        closing = self._closing = trio.Event()
+        if self._closing is None:  # else it serves all who wait
+            self._closing = trio.Event()
         self._wake.set()
-        await closing.wait()
+        await self._closing.wait()
 
     # ------------------------------------------------------------------ when
 

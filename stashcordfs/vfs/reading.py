@@ -21,6 +21,7 @@ from stashcordfs.errors import (
     CryptoError,
     DiscordError,
     FsError,
+    ObjectCorrupt,
     ObjectMissing,
     StashcordError,
     StoreError,
@@ -80,7 +81,7 @@ class Reader:
         self._spawn = spawn
         self._answered = answered
         self._read_ahead_bytes = read_ahead_bytes
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
         self._report = report
         self._flights: dict[tuple[int, int], trio.Event] = {}
         self._slots = trio.CapacityLimiter(_FETCHES_AT_ONCE)
@@ -155,7 +156,7 @@ class Reader:
         begun_s = trio.current_time()
         since_s = self._echoes.take(live.ino, offset, end, now=begun_s)
         try:
-            with trio.fail_at(math.inf if since_s is None else since_s + self._deadline_s):
+            with trio.fail_at(math.inf if since_s is None else since_s + self.deadline_s):
                 yield
         except trio.TooSlowError:
             raise FsError(errno.EIO, "deadline passed") from None
@@ -172,10 +173,10 @@ class Reader:
             raise FsError(errno.EIO, "too many reads wait for Discord")
         self._waiting += 1
         try:
-            with trio.fail_after(self._deadline_s):
+            with trio.fail_after(self.deadline_s):
                 yield
         except trio.TooSlowError:
-            self._report(f"read: Discord did not answer within {self._deadline_s:g} s")
+            self._report(f"read: Discord did not answer within {self.deadline_s:g} s")
             raise _GaveUp(errno.EIO, "deadline passed") from None
         except (StoreError, DiscordError, CryptoError) as error:
             self._report(f"read: inode {live.ino}, blocks {list(missing)[:4]}: {error}")
@@ -229,6 +230,16 @@ class Reader:
         last = run[-1][1].ref
         length = last.offset + last.length - start
         sealed = await self._sealed(run[0][1], start, length)
+        try:
+            await self._open_run(live, run, sealed)
+        except (ObjectCorrupt, CryptoError):  # damaged on its way, perhaps: the next read asks anew
+            self._neighbours.forget(run[0][1].ref.pack)
+            raise
+
+    async def _open_run(
+        self, live: Live, run: Sequence[tuple[int, ChunkEntry]], sealed: memoryview
+    ) -> None:
+        start = run[0][1].ref.offset
         for index, entry in run:
             ref = entry.ref
             piece = bytes(sealed[ref.offset - start : ref.offset - start + ref.length])
@@ -260,9 +271,21 @@ class Reader:
     async def _keep(
         self, live: Live, index: int, entry: ChunkEntry, plain: bytes, sums: bytes
     ) -> None:
-        # The world may have changed while we waited: only what is still so is kept.
+        # The world may have changed while we waited: only what is still so is kept. A read-ahead
+        # outlives its handle, so the inode may have become another object, which was written to.
+        current = await self._blocks.enter(live.ino, required=False)
+        if current is None:
+            return
+        try:
+            await self._keep_in(current, index, entry, plain, sums)
+        finally:
+            self._blocks.leave(current)
+
+    async def _keep_in(
+        self, live: Live, index: int, entry: ChunkEntry, plain: bytes, sums: bytes
+    ) -> None:
         now = await self._journal.chunk_at(live.ino, index)
-        if live.gone or now is None or now.ref.chunk_id != entry.ref.chunk_id:
+        if now is None or now.ref.chunk_id != entry.ref.chunk_id:
             return
         if now.valid_length < len(plain):
             plain = plain[: now.valid_length]
@@ -303,7 +326,7 @@ class Reader:
                 for i in range(first, last + 1)
                 if (live.ino, i) not in self._flights and not self._blocks.present(live, i)
             ]  # holes among them are passed over
-            with trio.move_on_after(self._deadline_s):
+            with trio.move_on_after(self.deadline_s):
                 if missing:
                     await self._fetch(live, missing)
         except StashcordError as error:

@@ -234,7 +234,8 @@ class BlockTable:
     def leave(self, live: Live) -> None:
         """Drop it from memory if nothing needs it there."""
         if not (live.handles or live.dirty or live.size_changed) and not live.nameless:
-            self.live.pop(live.ino, None)
+            if self.live.get(live.ino) is live:  # it may have been left and entered anew
+                del self.live[live.ino]
             self.unsynced.discard(live)
 
     def _forget_idle(self) -> None:

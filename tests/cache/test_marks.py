@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import mmap
+import os
+import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -93,3 +96,25 @@ def test_the_table_says_what_was_put_into_it(
 
     assert {m.index: (m.slot, m.version, m.pages) for m in marks} == model
     marks.close()
+
+
+def test_a_mark_counts_at_every_moment_of_its_update(tmp_path: Path) -> None:
+    marks = Marks(tmp_path / "marks", BLOCK)
+    slot = marks.claim(Ino(7), 0, 0, 1 << 40)
+    least = 1 << 40
+    writer = os.fork()
+    if not writer:  # as a mount that may be killed at any instruction
+        version = least
+        while True:
+            version += 1
+            marks.update(slot, version, 1)
+    try:
+        with (tmp_path / "marks").open("rb") as file:
+            versions = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)).cast("Q")
+        at = (4096 + slot * (32 + BLOCK // 4096 // 8)) // 8 + 3
+        ends = time.monotonic() + 0.5
+        while time.monotonic() < ends:
+            assert all(versions[at] >= least for _ in range(1000))
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)

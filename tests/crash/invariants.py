@@ -5,6 +5,7 @@ Read from copies, with SQLite alone: nothing here imports the program.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import shutil
 import sqlite3
@@ -139,6 +140,11 @@ class ServerVerdict:
     orphans: list[str] = field(default_factory=list)  # there; the journal knows nothing of them
 
 
+def _filename(object_id: bytes) -> str:
+    """An object's attachment by docs/format.md."""
+    return base64.b32encode(object_id).decode("ascii").rstrip("=").lower()
+
+
 def check_server(journal: Path, server: Path, *, record_prefix: str) -> ServerVerdict:
     """`server`: the sandbox's folder."""
     with _opened(server / "messages.sqlite3") as database:
@@ -149,7 +155,9 @@ def check_server(journal: Path, server: Path, *, record_prefix: str) -> ServerVe
         ]
     with _opened(journal) as database:
         packs = dict(database.execute("SELECT filename, message FROM packs").fetchall())
-    there = Counter(names)
+        told = {_filename(bytes(r[0])) for r in database.execute("SELECT object_id FROM objects")}
+    # Segments, checkpoints and claims: each segment's message carries the one before once more.
+    there = Counter(name for name in names if name not in told)
     return ServerVerdict(
         packs=len(packs),
         missing=sorted(name for name, message in packs.items() if message and name not in there),

@@ -75,7 +75,8 @@ def test_a_synchronous_write_returns_when_discord_has_it(volume, remote, flags):
     with mmap.mmap(-1, 4096) as page:  # O_DIRECT wants it aligned
         page[:] = os.urandom(4096)
         os.write(descriptor, page)
-    assert volume.server_stats()["created"] == before + _MESSAGES
+    # The data, the segment that tells of it, and perhaps one that was due anyway.
+    assert _MESSAGES <= volume.server_stats()["created"] - before <= _MESSAGES + 1
     os.close(descriptor)
 
 
@@ -99,7 +100,8 @@ def test_fsync_of_a_folder_waits_for_what_is_in_it(volume, remote):
     descriptor = os.open(remote, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-    assert volume.server_stats()["created"] == before + _MESSAGES
+    # The data, the segment that tells of it, and perhaps one that was due anyway.
+    assert _MESSAGES <= volume.server_stats()["created"] - before <= _MESSAGES + 1
 
 
 def test_without_discord_it_is_eio_and_later_it_works_again(volume, remote):

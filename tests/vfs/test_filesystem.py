@@ -355,3 +355,54 @@ async def test_a_removed_cached_file_leaves_nothing_behind(tmp_path: Path) -> No
         assert v.blocks.files.exists((made.ino, 0))  # until the journal is durable
         await v.durability.sync()
         assert not v.blocks.files.exists((made.ino, 0))
+
+
+async def test_another_deadline_holds_for_reads_at_once(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path, deadline_s=600) as v:
+        ino = await v.make(b"a", os.urandom(BLOCK))
+        await v.fs.sync_remote()
+        await v.blocks.evict(at_least=1 << 30)
+
+        async def silent(*_: object) -> bytes:
+            await trio.sleep_forever()
+
+        v.store.fetch = silent
+        v.fs.limit_reads(7)
+        begun = trio.current_time()
+        with pytest.raises(FsError):
+            await v.read(ino)
+        assert trio.current_time() - begun == pytest.approx(7)
+
+
+async def test_a_read_ahead_that_outlives_its_handle_keeps_later_writes(
+    clock: object, tmp_path: Path
+) -> None:
+    data = os.urandom(8 * BLOCK)
+    new = os.urandom(4096)
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", data)
+        await v.fs.sync_remote()
+        await v.blocks.evict(1 << 30)
+        fh = await v.fs.open(ino, os.O_RDONLY)
+        await v.fs.read(fh, 0, BLOCK)
+        live, fetch, arrived = v.blocks.live[ino], v.store.fetch, trio.Event()
+
+        async def slow(*args):
+            await arrived.wait()
+            return await fetch(*args)
+
+        v.store.fetch = slow
+        v.nursery.start_soon(v.fs._reader._read_ahead, live, 1, 7)
+        await trio.testing.wait_all_tasks_blocked()
+        await v.fs.release(fh)
+
+        fh = await v.fs.open(ino, os.O_RDWR)
+        await v.fs.write(fh, 5 * BLOCK + 4096, new)
+        arrived.set()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await v.fs.release(fh)
+        got = await v.read(ino)
+
+    assert got[5 * BLOCK + 4096 : 5 * BLOCK + 8192] == new
+    assert got[: 5 * BLOCK + 4096] == data[: 5 * BLOCK + 4096]
+    assert got[5 * BLOCK + 8192 :] == data[5 * BLOCK + 8192 :]

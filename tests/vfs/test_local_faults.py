@@ -371,3 +371,77 @@ async def test_a_size_of_a_file_that_is_no_more_stops_no_start(clock, tmp_path) 
         await v.journal.size_synced(ino, 5, whole=False)  # as a run before this rule left it
     async with volume(tmp_path, power_lost=True) as v:
         assert await v.journal.synced_sizes() == []
+
+
+async def test_a_file_that_grows_by_truncation_during_a_sync_keeps_its_size(
+    tmp_path, monkeypatch
+) -> None:  # on the real clock: a thread must be under way
+    async with volume(tmp_path, upload=False) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"x" * 5000)
+        await v.fs.fsync(fh, False)
+        await v.fs.write(fh, 0, b"y")
+        may = threading.Event()
+        sync = v.blocks.files.sync
+
+        def slow(keys):
+            may.wait(10)
+            sync(keys)
+
+        monkeypatch.setattr(v.blocks.files, "sync", slow)
+        v.nursery.start_soon(v.durability.sync)  # the timer's
+        await trio.testing.wait_all_tasks_blocked()
+        await v.fs.setattr(made.ino, size=9000)
+        may.set()
+        await v.fs.fsync(fh, False)
+
+        assert await v.journal.synced_sizes() == []  # nothing to fall back to
+        await v.fs.release(fh)
+
+    async with volume(tmp_path, upload=False, power_lost=True) as v:
+        assert (await v.fs.getattr(made.ino)).size == 9000
+
+
+async def test_what_is_on_discord_does_not_fall_back(tmp_path, monkeypatch) -> None:
+    async with volume(tmp_path) as v:
+        fh, _ = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"x" * 5000)
+        may = threading.Event()
+        sync = v.blocks.files.sync
+
+        def slow(keys):
+            may.wait(10)
+            sync(keys)
+
+        monkeypatch.setattr(v.blocks.files, "sync", slow)
+        v.nursery.start_soon(v.durability.sync)
+        await trio.testing.wait_all_tasks_blocked()
+        await v.fs.write(fh, 5000, b"z" * 5000)
+        await v.uploader.flush()
+        may.set()
+        await v.durability.sync()
+
+        assert await v.journal.synced_sizes() == []
+        await v.fs.release(fh)
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+async def test_a_file_that_is_cut_and_grows_by_truncation_keeps_its_synced_size(
+    kept, tmp_path
+) -> None:
+    async with volume(tmp_path, upload=False) as v:
+        fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
+        await v.fs.write(fh, 0, b"x" * 5000)
+        await v.fs.setattr(made.ino, mtime_ns=1)  # the size goes to the journal ahead of the bytes
+        await v.fs.setattr(made.ino, size=kept)
+        await v.fs.release(fh)
+        await v.durability.commit()
+        fh = await v.fs.open(made.ino, 2)  # with nothing kept, nothing was left in memory
+        await v.fs.setattr(made.ino, size=9000)
+        await v.fs.fsync(fh, False)
+
+        assert await v.journal.synced_sizes() == []
+        await v.fs.release(fh)
+
+    async with volume(tmp_path, upload=False, power_lost=True) as v:
+        assert await v.read(made.ino) == b"x" * kept + bytes(9000 - kept)

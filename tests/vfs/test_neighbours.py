@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stashcordfs.errors import FsError
 from stashcordfs.types import ROOT_INO, ObjectId
 from stashcordfs.vfs.neighbours import Neighbours
 
@@ -100,3 +102,22 @@ async def test_a_tree_of_small_files_is_read_by_few_requests(tmp_path: Path) -> 
             await v.fs.release(fh)
 
     assert len(ranges) <= 6
+
+
+async def test_what_came_damaged_once_is_asked_for_again(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        inos = [await v.make(b"%d" % n, os.urandom(4096)) for n in range(20)]
+        await v.fs.sync_remote()
+        await v.blocks.evict(1 << 30)
+        await v.read(inos[0])
+        fetch = v.store.fetch
+
+        async def damaged(*args):
+            return bytes(len(await fetch(*args)))
+
+        v.store.fetch = damaged
+        with pytest.raises(FsError):
+            await v.read(inos[1])
+        v.store.fetch = fetch
+        for ino in inos[1:]:
+            assert len(await v.read(ino)) == 4096

@@ -359,3 +359,12 @@ async def test_no_network_is_no_reason_to_refuse_writing(clock, tmp_path) -> Non
         with pytest.raises(DiscordUnavailable):
             await v.fence.check()
         await v.make(b"a", b"data")
+
+
+async def test_two_who_end_a_mount_at_once_both_get_their_answer(clock, tmp_path) -> None:
+    async with volume(tmp_path, telling=told()) as v:
+        await v.make(b"a")
+        with trio.fail_after(600):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(v.publisher.finish)
+                nursery.start_soon(v.publisher.finish)
