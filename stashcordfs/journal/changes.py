@@ -137,10 +137,7 @@ class Changes(Outbox):
         for index in indexes:
             ino = found.ino
             end = min(block_bytes, found.size - index * block_bytes)
-            row = self._db.one(
-                "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
-            )
-            valid = row[0] if row else 0
+            valid = await self.valid_length(ino, index)
             if valid:
                 older.append((ino, index))
             if valid >= end:

@@ -148,17 +148,10 @@ class Journal(Changes):
         An inode without a name that is not `kept` is forgotten in the same operation, as by
         `purge`: it should be small, since its chunk list goes in one statement.
         """
-        forgotten = False
-
-        def decide(found: Attributes) -> bool:
-            nonlocal forgotten
-            forgotten = not kept(found)
-            return not forgotten
-
         with self._db.operation:
             self._db.names_changed = True
-            found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=decide)
-            if forgotten:
+            found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=kept)
+            if not found.nlink and not kept(found):
                 if found.blocks:
                     self._db.run("DELETE FROM chunk_list WHERE ino = ?", (found.ino,))
                 self._forget(found, local=local(found.ino))

@@ -80,9 +80,7 @@ class Outbox(Holdings):
         found = self._engine.inode(ino)
         if found is not None and not found.blocks:
             return 0  # nothing stored: no need to ask for it
-        row = self._db.one(
-            "SELECT valid_length FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
-        )
+        row = self._db.one(_VALID, (ino, index))
         return 0 if row is None else int(row[0])
 
     async def find_chunk(self, chunk_id: ChunkId) -> int | None:

@@ -39,6 +39,23 @@ class Uploadable(Protocol):
         """The bytes, in pieces."""
 
 
+class OnePiece:
+    """An uploadable whose bytes are in one piece."""
+
+    __slots__ = ()
+    data: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.data)
+
+    @property
+    def parts(self) -> list[bytes]:
+        """The bytes in pieces, as packs have them."""
+        return [self.data]
+
+
 class ObjectStore(Protocol):
     """Objects in messages. All methods may run in parallel and may be cancelled."""
 

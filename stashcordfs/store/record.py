@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stashcordfs.crypto.slots import Argon2Cost, Older, Slot, SlotSet, check_slots
 from stashcordfs.errors import CryptoError, ObjectCorrupt
-from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX
+from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, OnePiece
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,21 +66,11 @@ class VolumeRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class PostedRecord:
+class PostedRecord(OnePiece):
     """A record's bytes as they were posted, to be posted along with something else."""
 
     filename: str
     data: bytes
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.data)
-
-    @property
-    def parts(self) -> list[bytes]:
-        """The bytes, in pieces."""
-        return [self.data]
 
 
 def encode(record: VolumeRecord, keys: VolumeKeys) -> bytes:

@@ -22,6 +22,7 @@ from stashcordfs.crypto.keys import (
     object_filename,
 )
 from stashcordfs.errors import CryptoError, ObjectCorrupt
+from stashcordfs.store.api import OnePiece
 from stashcordfs.store.sealing import TAG_BYTES, VERSION, expand, squeeze
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ OVERHEAD_BYTES = _HEADER.size + _LENGTHS.size + TAG_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class SealedObject:
+class SealedObject(OnePiece):
     """An object ready to be sent: the store takes it as it takes a pack."""
 
     object_id: ObjectId
@@ -54,16 +55,6 @@ class SealedObject:
     def filename(self) -> str:
         """The attachment's name."""
         return object_filename(self.object_id)
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.data)
-
-    @property
-    def parts(self) -> list[bytes]:
-        """The bytes in pieces, as packs have them."""
-        return [self.data]
 
     @property
     def chunks(self) -> list[ChunkRef]:

@@ -11,18 +11,10 @@ from click.testing import CliRunner
 
 from stashcordfs.cli.main import main
 from stashcordfs.journal import Journal
-from stashcordfs.volumes import VolumeDir, VolumeRecord
 
 
 @pytest.fixture
-def volume(tmp_path, monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("STASHCORDFS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("STASHCORDFS_STATE_DIR", str(tmp_path / "state"))
-    volume = VolumeDir(tmp_path / "state", "v")
-    volume.write_record(VolumeRecord("uuid-1", (11,), 11, "https://x/api/v10", 1 << 20))
+def volume(volume):
     make_journal(volume)
     return volume
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from contextlib import contextmanager
 
@@ -15,19 +14,6 @@ import stashcordfs.daemon
 from stashcordfs.cli.main import main
 from stashcordfs.ops.control import serve_control
 from stashcordfs.recovery.verify import Outcome
-from stashcordfs.volumes import VolumeDir, VolumeRecord
-
-
-@pytest.fixture
-def volume(tmp_path, monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("STASHCORDFS_"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("STASHCORDFS_STATE_DIR", str(tmp_path / "state"))
-    volume = VolumeDir(tmp_path / "state", "v")
-    volume.write_record(VolumeRecord("uuid-1", (11,), 11, "https://x/api/v10", 1 << 20))
-    return volume
 
 
 @contextmanager

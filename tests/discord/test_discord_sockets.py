@@ -104,14 +104,15 @@ async def test_a_reset_after_the_body_is_settled_by_the_nonce() -> None:
     assert content in bodies[0]
 
 
-async def test_connections_are_used_again() -> None:
-    async def plain(stream: trio.SocketStream, data: bytes) -> bool:
-        if data.startswith(b"GET /file"):
-            await stream.send_all(answer(206, bytes(50), **{"Content-Range": "bytes 10-59/100"}))
-        else:
-            await stream.send_all(answer(200, b'{"id": "1", "username": "b"}'))
-        return True
+async def plain(stream: trio.SocketStream, data: bytes) -> bool:
+    if data.startswith(b"GET /file"):
+        await stream.send_all(answer(206, bytes(50), **{"Content-Range": "bytes 10-59/100"}))
+    else:
+        await stream.send_all(answer(200, b'{"id": "1", "username": "b"}'))
+    return True
 
+
+async def test_connections_are_used_again() -> None:
     async with served(plain) as serving:
         for _ in range(3):
             await serving.client.current_user()
@@ -157,13 +158,6 @@ async def test_a_cancelled_upload_leaves_the_client_usable() -> None:
 
 
 async def test_after_a_sleep_no_old_connection_is_used() -> None:
-    async def plain(stream: trio.SocketStream, data: bytes) -> bool:
-        if data.startswith(b"GET /file"):
-            await stream.send_all(answer(206, bytes(50), **{"Content-Range": "bytes 10-59/100"}))
-        else:
-            await stream.send_all(answer(200, b'{"id": "1", "username": "b"}'))
-        return True
-
     async with served(plain) as serving:
         for _ in range(2):
             await serving.client.current_user()
