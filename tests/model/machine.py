@@ -13,7 +13,7 @@ from twins import BLOCK_BYTES, Game, Rig
 
 _PAGE = 4096
 _MOST_BYTES = 6 * BLOCK_BYTES
-_SYNC_AFTER, _PRESS_AFTER, _REMOUNT_AFTER = 8, 20, 100  # steps
+_SYNC_AFTER, _PRESS_AFTER, _REMOUNT_AFTER = 15, 40, 100  # steps
 
 paths = st.sampled_from(
     [b"a", b"b", b"c", b"d", b"e", b"d/a", b"d/b", b"d/e", b"d/e/a", b"e/a", b"e/d", b"a/b", b"",

@@ -28,7 +28,7 @@ from machine import machine_for, playing
 from mounted import fuse_missing
 from twins import Rig
 
-_GAMES, _STEPS = 20, 400  # of a batch; hypothesis's own rules leave some steps without effect
+_GAMES, _STEPS = 60, 400  # of a batch; hypothesis's own rules leave some steps without effect
 
 
 @dataclass

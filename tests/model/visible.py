@@ -1,7 +1,9 @@
 """Everything of a tree that a program can see, and how the mount's may differ: not at all.
 
 Times that nobody has set are not equal on two file systems. So of mtime and ctime it is compared
-whether an operation has moved them, and, where the plain folder's is a set one, its value.
+whether an operation has moved them, and, where the plain folder's is a set one, its value. Not of
+FIFOs: on FUSE the kernel neither moves their times at a write nor tells the file system of it
+(`S_NOCMTIME` of all but regular files, fs/fuse/inode.c).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class Facts:
     ino: int
     mtime_ns: int
     ctime_ns: int
+    fifo: bool
 
 
 def look(side: Side) -> Tree:
@@ -42,7 +45,8 @@ def look(side: Side) -> Tree:
 
 
 def _facts(shared: tuple[Any, ...], found: os.stat_result) -> Facts:
-    return Facts(shared, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+    fifo = stat.S_ISFIFO(found.st_mode)
+    return Facts(shared, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, fifo)
 
 
 def _walk(side: Side, path: bytes, tree: Tree, first: dict[int, bytes]) -> None:
@@ -114,7 +118,8 @@ def times(before: tuple[Tree, Tree], after: tuple[Tree, Tree], begun_ns: int) ->
         old_mount, old_plain = before[0].get(path), before[1].get(path)
         if old_mount is None or old_plain is None:
             continue
-        if old_mount.ino != mount.ino or old_plain.ino != plain.ino:
+        same = old_mount.ino == mount.ino and old_plain.ino == plain.ino
+        if not same or mount.fifo:
             continue
         for name in ("mtime_ns", "ctime_ns"):
             now, was = getattr(mount, name), getattr(old_mount, name)
