@@ -102,8 +102,11 @@ def samba(place: Place) -> Checks:
     make_tree(source, files=place.many(100))
     call("find", source, "(", "-type", "l", "-o", "-type", "p", ")", "-delete")
     (source / "large").write_bytes(bytes_of("samba", place.many(32) << 20))
-    command = ["smbd", "--foreground", "--no-process-group", "-s", str(configuration)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    command = ["smbd", "--foreground", "-s", str(configuration)]
+    # in a session of its own: told to end, it ends its process group
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
         try:
             wait_until(lambda: _answers(place), "smbd listens")
             _smb(place, f"lcd {source}; recurse; prompt; mput *")
