@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTEST_ARGS ?=
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power soak-model demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power soak-model soak-programs soak-fsx soak-fsstress soak-fio soak-stress demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -24,6 +24,8 @@ help:
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
+	@echo 'make soak-programs  git, SQLite, PostgreSQL, restic, Samba, ... on a mount, in two regimes; as root (30 minutes)'
+	@echo 'make soak-fsx, soak-fsstress, soak-fio, soak-stress  load on a mount, checked (1 hour each; LOAD_ARGS)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -72,6 +74,14 @@ MODEL_ARGS ?=
 
 soak-model: .venv/.stamp-dev
 	$(BIN)/python tests/model/run.py --state .venv/.model.json --write $(MODEL_ARGS)
+
+soak-programs: .venv/.stamp-dev
+	$(BIN)/python tests/programs/run.py --write
+
+LOAD_ARGS ?=
+
+soak-fsx soak-fsstress soak-fio soak-stress: soak-%: .venv/.stamp-dev
+	$(BIN)/python tests/soak/load.py $* --write $(LOAD_ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov

@@ -102,10 +102,10 @@ def samba(place: Place) -> Checks:
     make_tree(source, files=place.many(100))
     call("find", source, "(", "-type", "l", "-o", "-type", "p", ")", "-delete")
     (source / "large").write_bytes(bytes_of("samba", place.many(32) << 20))
-    command = ["smbd", "--foreground", "-s", str(configuration)]
-    # in a session of its own: told to end, it ends its process group
+    command = ["smbd", "--foreground", "--no-process-group", "-s", str(configuration)]
+    # in a process group of its own: told to end, it ends all of its group
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
     ) as server:
         try:
             wait_until(lambda: _answers(place), "smbd listens")
