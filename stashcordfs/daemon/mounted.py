@@ -29,6 +29,7 @@ from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
 from stashcordfs.daemon.verifying import verifier_of
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
 from stashcordfs.fuse.session import Session
@@ -256,7 +257,13 @@ async def _main(
     token = Token(settings, again=partial(load_settings, volume=volume.name))
     chosen = assembly_options(settings, record.block_size, noatime=bool(options.get("noatime")))
     async with (
-        DiscordClient(api_url=record.api_url, token=token, stats=stats, clock=boottime) as client,
+        DiscordClient(
+            api_url=record.api_url,
+            token=token,
+            stats=stats,
+            clock=boottime,
+            kept=KeptLimits(volume.limits_path),
+        ) as client,
         assembled(
             volume.path,
             chosen,
