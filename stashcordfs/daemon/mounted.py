@@ -243,6 +243,17 @@ def _bound_malloc() -> None:
         mallopt(_M_ARENA_MAX, 2)
 
 
+def _trim_malloc() -> None:
+    """Give the pages of what was freed back, also those between what is still in use (3 ms).
+
+    Blocks of 1 MiB lie in the heap among objects that stay; without this the heap keeps the most
+    that three messages ever took (malloc_trim(3), since glibc 2.8).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 async def _main(
     settings: Settings,
     volume: VolumeDir,
@@ -310,6 +321,7 @@ async def _main(
             assembly.publisher,
             assembly.fence,
         )
+        assembly.uploader.freed = _trim_malloc
         await _serve(parts, volume, options, ready, assembly.nursery)
     left = parts.blocks.room.dirty_bytes, len(parts.blocks.queue)
     log.info("unmounted volume=%s left_bytes=%d left_blocks=%d", volume.name, *left)
