@@ -1,4 +1,4 @@
-"""`stashcordfs` whose key slots cost next to nothing: each test's mkfs and mounts would take seconds.
+"""`stashcordfs` whose key slots cost next to nothing: for mkfs in tests, and the mounts after it.
 
 python tests/support/quick_mkfs.py mkfs NAME --channel ID
 """
