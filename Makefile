@@ -3,6 +3,8 @@
 
 SHELL := /bin/bash
 PYTEST_ARGS ?=
+# Each file's tests stay together: they share a mount or a server.
+JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
 COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power demo-stop clean help
@@ -13,7 +15,7 @@ COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline so
 help:
 	@echo 'make demo    try StashcordFS: a mounted directory, no account needed (DEMO_DIR=$(DEMO_DIR))'
 	@echo 'make demo-stop  end the demo: unmount, stop its server'
-	@echo 'make test    run the tests (PYTEST_ARGS="-k name" for some of them)'
+	@echo 'make test    run the tests (PYTEST_ARGS="-k name" for some of them; JOBS=0: one by one)'
 	@echo 'make lint    ruff, mypy, import contracts'
 	@echo 'make format  let ruff format the code'
 	@echo 'make bench   compare the mount with ext4 and with a do-nothing FUSE file system'
@@ -39,7 +41,7 @@ demo-stop: .venv/.stamp-sandbox
 	@$(BIN)/stashcordfs demo --stop '$(DEMO_DIR)'
 
 test: .venv/.stamp-dev
-	PYTHONPATH=tests/plugins $(BIN)/python -m pytest -p require_fuse --cov --cov-report=term $(PYTEST_ARGS)
+	PYTHONPATH=tests/plugins $(BIN)/python -m pytest -p require_fuse -n $(JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: .venv/.stamp-dev
 	$(BIN)/ruff check

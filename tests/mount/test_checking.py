@@ -9,6 +9,8 @@ import random
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -61,8 +63,14 @@ def api(volume, method: str, path: str) -> object:
         method=method,
         headers={"Authorization": f"Bot {volume.token}", "User-Agent": "DiscordBot (test, 1)"},
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read() or b"null")
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as refused:  # the bot's limits are the daemon's, too
+            if refused.code != 429:
+                raise
+            time.sleep(json.load(refused)["retry_after"])
 
 
 def packs(volume) -> list[dict]:
