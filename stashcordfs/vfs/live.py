@@ -28,8 +28,9 @@ class Dirty:
 
     `pages` is a bitmap of what was written; `whole` says that every byte of the block is in the
     local file, else the rest comes from the base chunk, of which `base_valid` bytes count.
-    `synced` is the version that the journal's dirty row has, `uploaded` the one on
-    Discord, `asked` the one that somebody waits for. Times are the injected clock's.
+    `synced` is the version that the journal's dirty row has, 0 without a row; `uploaded` the one on
+    Discord, `asked` the one that somebody waits for. `heir` is what a truncation inside the block
+    has put in its place: fewer of the same bytes. Times are the injected clock's.
     """
 
     slot: int
@@ -44,6 +45,7 @@ class Dirty:
     uploaded: int = 0
     asked: int = 0
     sealing: bool = False
+    heir: Dirty | None = None
 
     @property
     def is_asked(self) -> bool:
@@ -59,6 +61,7 @@ class Live:
     size: int
     generation: int
     synced_size: int = 0  # how far its bytes are durable, where the journal's size is ahead
+    lowest_size: int = 0  # since the sync under way began, which does not cover what is beyond
     handles: int = 0
     writers: int = 0
     nameless: bool = False
@@ -72,6 +75,11 @@ class Live:
     def key(self) -> tuple[Ino, int]:
         """The local file's key."""
         return (self.ino, self.generation)
+
+    def has_page(self, page: int, pages_a_block: int) -> bool:
+        """Whether a page of the file was written and is not on Discord."""
+        index, bit = divmod(page, pages_a_block)
+        return index in self.dirty and bool(self.dirty[index].pages >> bit & 1)
 
 
 @dataclass(slots=True, eq=False)

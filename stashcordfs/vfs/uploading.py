@@ -496,6 +496,8 @@ class Uploader:
                 for u, c in items[at : at + _CHUNKS_A_TRANSACTION]
                 if not u.live.gone and u.live.dirty.get(u.index) is u.dirty
             ]
+            for u, _ in part:  # no chunk may be longer than its file
+                await self._blocks.carry_size(u.live)
             await self._journal.commit_chunks([(u.live.ino, u.index, c, u.valid) for u, c in part])
             if part:
                 self.committed(min(u.dirty.since_s for u, _ in part))
