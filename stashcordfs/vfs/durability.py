@@ -229,7 +229,8 @@ class Durability:
                 live.sync_failed = live.sync_failed or error
         await self.carry_sizes()
         for live, some in rows.items():
-            if live.sync_failed is None and not live.gone:
+            # One that was left meanwhile owes nothing; another object may stand for its inode now.
+            if live.sync_failed is None and blocks.live.get(live.ino) is live:
                 await self._put_dirty(live, some)
                 # What has no dirty block is on Discord, or a hole: as long as it is.
                 synced = max(live.synced_size, live.lowest_size) if live.dirty else live.size

@@ -243,3 +243,27 @@ async def test_after_a_power_cut_no_dirty_block_counts_as_whole_by_an_old_row(
             assert await v.journal.cached_all() == []
     async with volume(tmp_path, upload=False) as v:
         assert await v.read(ino) == b"n" * PAGE_BYTES + data[PAGE_BYTES:]
+
+
+async def test_a_file_emptied_closed_and_written_anew_during_a_sync_falls_back(
+    tmp_path, monkeypatch
+) -> None:
+    """The sync holds an object that was left: another one stands for the inode when it ends."""
+    async with volume(tmp_path, upload=False) as v:
+        ino = await v.make(b"a", b"x" * 5000)
+        held, done = Held(v, monkeypatch), trio.Event()
+
+        async def sync() -> None:  # the timer's
+            await v.durability.sync()
+            done.set()
+
+        v.nursery.start_soon(sync)
+        await trio.testing.wait_all_tasks_blocked()
+        await v.fs.setattr(ino, size=0)
+        fh = await v.fs.open(ino, 2)
+        await v.write(fh, 0, b"y" * 5000)
+        await v.durability.commit()
+        held.may.set()
+        await done.wait()
+        assert await v.journal.synced_sizes() == [(ino, 0)]
+        await v.fs.release(fh)
