@@ -400,11 +400,14 @@ class Blocks(BlockTable):
         self._generations[live.ino] = live.generation
         await self.journal.set_local_generation(live.ino, live.generation)
 
-    async def purge(self, found: Attributes) -> None:
-        """The inode is no more: everything local goes after the next sync of the journal."""
+    async def abandon(self, found: Attributes) -> bool:
+        """The inode is no more: everything local goes after the next sync of the journal.
+
+        Whether there was anything, for the journal's `purge`, which the caller owes.
+        """
         local = self.is_local(found.ino)
         self.drop(found.ino, await self.journal.cached_beyond(found.ino, 0) if local else ())
-        await self.journal.purge(found, local=local)
+        return local
 
     def is_local(self, ino: Ino) -> bool:
         """Whether this machine may know anything of the inode's blocks."""

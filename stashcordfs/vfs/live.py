@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         def __call__(self, task: Callable[..., Awaitable[None]], *args: object) -> None: ...
 
 
+_LONGEST_REST_S = 300.0
+
+
 @dataclass(slots=True, eq=False)
 class Dirty:
     """A block with bytes that its chunk does not have. Identity counts: a truncation replaces it.
@@ -30,7 +33,8 @@ class Dirty:
     local file, else the rest comes from the base chunk, of which `base_valid` bytes count.
     `synced` is the version that the journal's dirty row has, 0 without a row; `uploaded` the one on
     Discord, `asked` the one that somebody waits for. `heir` is what a truncation inside the block
-    has put in its place: fewer of the same bytes. Times are the injected clock's.
+    has put in its place: fewer of the same bytes. `stuck` says why it cannot be sent, for now as
+    it seems; it rests until `rests_to_s`, unless asked for. Times are the injected clock's.
     """
 
     slot: int
@@ -46,11 +50,28 @@ class Dirty:
     asked: int = 0
     sealing: bool = False
     heir: Dirty | None = None
+    stuck: str = ""
+    failures: int = 0
+    rests_to_s: float = 0.0
 
     @property
     def is_asked(self) -> bool:
         """Whether somebody waits until Discord has it."""
         return self.uploaded < self.asked
+
+    def ask(self) -> int:
+        """Somebody waits: it is tried at once, whatever came before. Returns the version."""
+        self.stuck = ""
+        self.rests_to_s = 0.0
+        self.asked = self.version
+        return self.version
+
+    def failed(self, now_s: float, *, first_s: float, why: str) -> None:
+        """It could not be sent: the next try comes ever later. `why`: no try is likely to help."""
+        self.rests_to_s = now_s + min(first_s * 2**self.failures, _LONGEST_REST_S)
+        self.failures = min(self.failures + 1, 30)
+        self.stuck = why
+        self.asked = 0
 
 
 @dataclass(slots=True, eq=False)
