@@ -147,6 +147,7 @@ class Uploader:
         self.halted: Callable[[], bool] = lambda: False  # another writer has the volume
         self.committed: Callable[[float], None] = lambda _: None  # since when the blocks waited
         self.head: Callable[[], Awaitable[Head | None]] = _no_head  # the newest segment
+        self.freed: Callable[[], None] = lambda: None  # a message's memory was given back
         self._doubted = 0  # messages of this run whose outcome is being settled
         self._adopted: set[ChunkId] = set()
         blocks.on_dirty = self._became_dirty
@@ -470,6 +471,8 @@ class Uploader:
             parcel.release()
             self._land(chunk_id for _, chunk_id in parcel.items)
             self.state.pending_packs -= len(parcel.packs)
+            parcel.packs = []
+            self.freed()
             if parcel.sending:
                 self._sending.release()
             else:
