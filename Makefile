@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power soak-cuts demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -22,6 +22,7 @@ help:
 	@echo 'make soak-faults  every fault of the service against every operation (15 minutes)'
 	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
+	@echo 'make soak-cuts  2,000 power cuts and kills in one process, on a virtual clock (10 minutes)'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
@@ -58,6 +59,9 @@ bench: .venv/.stamp-dev
 
 soak-faults: .venv/.stamp-dev
 	$(BIN)/python tests/faults/run.py --write
+
+soak-cuts: .venv/.stamp-dev
+	$(BIN)/python tests/vfs/cuts.py --seeds 500
 
 soak-uploads: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py uploads --write

@@ -146,10 +146,15 @@ class Parts:
             "last_error": self.fenced or self.report.last_error,
         }
 
-    def reload(self) -> None:
+    def _read_settings(self) -> tuple[Settings, str]:
+        """The settings as they are now, and the token, for which a command may run. Blocks."""
+        new = load_settings(volume=self.name)
+        return new, "" if new.token is None else new.token.reveal()
+
+    async def reload(self) -> None:
         """Take up the settings that may change while mounted (config.RELOADABLE)."""
         try:
-            new = load_settings(volume=self.name)
+            new, token = await trio.to_thread.run_sync(self._read_settings, abandon_on_cancel=True)
         except StashcordError as error:
             self.report(f"settings not reloaded: {error}")
             return
@@ -159,10 +164,9 @@ class Parts:
         self.levels.default = new.durability
         self.durability.deadline_s = new.network_deadline_s
         self.filesystem.limit_reads(new.network_deadline_s)
-        if new.token is not None:
-            value = new.token.reveal()
-            redact(value)
-            self.token.replace(value)
+        if token:
+            redact(token)
+            self.token.replace(token)
         self.uploader.wake()
         if self.publisher is not None:
             self.publisher.retry_now()

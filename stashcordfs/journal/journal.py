@@ -16,9 +16,10 @@ import trio
 from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
 from stashcordfs.journal.changes import Changes
+from stashcordfs.journal.outbox import bitmap_of
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
-from stashcordfs.types import ROOT_INO, Attributes, Ino
+from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -338,6 +339,8 @@ class Journal(Changes):
         with self._db.operation:
             changed = self._change(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
             self._db.run("DELETE FROM dirty WHERE ino = ? AND idx >= ?", (ino, first))
+            if cut:
+                self._cut_dirty(ino, edge, cut)
             if not changed.blocks:
                 return  # nothing stored, so no chunk list
             before = self._stored_from(ino, edge)
@@ -349,6 +352,16 @@ class Journal(Changes):
                 )
             self._db.run("DELETE FROM chunk_list WHERE ino = ? AND idx >= ?", (ino, first))
             self._engine.add_stored(ino, self._stored_from(ino, edge) - before)
+
+    def _cut_dirty(self, ino: Ino, index: int, length: int) -> None:
+        """The pages that end with this truncation must not count when the file grows again."""
+        row = self._db.one("SELECT pages FROM dirty WHERE ino = ? AND idx = ?", (ino, index))
+        kept = (1 << -(-length // PAGE_BYTES)) - 1
+        if row is not None and (pages := int.from_bytes(row[0], "little")) & ~kept:
+            self._db.run(
+                "UPDATE dirty SET pages = ? WHERE ino = ? AND idx = ?",
+                (bitmap_of(pages & kept), ino, index),
+            )
 
     def _stored_from(self, ino: Ino, first: int) -> int:
         row = self._db.one(

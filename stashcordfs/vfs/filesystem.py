@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stashcordfs.errors import FsError
+from stashcordfs.errors import ContentLost, FsError
 from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 from stashcordfs.vfs.durability import LEVEL_XATTR
 from stashcordfs.vfs.live import Handle, Live
@@ -200,10 +200,14 @@ class FileSystem:
             await self._purge(attributes)
 
     async def _purge(self, found: Attributes) -> None:
+        local = await self._blocks.abandon(found)
         if self._is_long(found):
-            self._spawn(self._blocks.purge, found)  # in batches, off this request
+            self._spawn(self._forget, found, local)  # in batches, off this request
         else:
-            await self._blocks.purge(found)
+            await self._forget(found, local)
+
+    async def _forget(self, found: Attributes, local: bool) -> None:
+        await self._journal.purge(found, local=local)
 
     # ------------------------------------------------------------------ attributes
 
@@ -482,14 +486,21 @@ class FileSystem:
     async def sync_remote(self, below: Ino = ROOT_INO) -> None:
         """Return when everything below is on Discord as it is now, or newer, and named there.
 
-        EROFS when another writer has the volume: it will not get there.
+        EROFS when another writer has the volume: it will not get there. ContentLost when all is
+        there but what cannot be sent.
         """
         self._require_writable()
         lives = await self._dirty_below(below)
-        await self._uploader.flush(lambda live: live in lives)
+        lost = None
+        try:
+            await self._uploader.flush(lambda live: live in lives)
+        except ContentLost as error:
+            lost = error
         await self._durability.sync()
         if self._published is not None:
             await self._published()
+        if lost is not None:
+            raise lost
 
     async def _dirty_below(self, folder: Ino) -> set[Live]:
         return {
