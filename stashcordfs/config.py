@@ -291,6 +291,12 @@ class Settings:
     max_file_bytes: int = _setting(2 * TIB, _size(MIB, 1 << 52), "largest file")
     compression: bool = _setting(True, _boolean, "zstd before sealing, where it helps")
     dedup: bool = _setting(True, _boolean, "store equal blocks once")
+    history_days: float = _setting(
+        7.0, _number(0, 3650), "how long Discord keeps earlier states and what only they need"
+    )
+    gc_share: float = _setting(
+        0.15, _number(0, 1), "share of all requests that collecting garbage may take; 0: none"
+    )
     given: frozenset[str] = frozenset()
 
 

@@ -17,13 +17,17 @@ from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal import Journal
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.checkpointing import Checkpointer, CheckpointSettings
+from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability, Levels
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.garbage_plan import CollectSettings
 from stashcordfs.vfs.journal_channel import JournalChannel
 from stashcordfs.vfs.network import Network
+from stashcordfs.vfs.orphans import Orphans
 from stashcordfs.vfs.publishing import Publisher, PublishSettings
 from stashcordfs.vfs.reading import Reader
+from stashcordfs.vfs.repacking import Repacker
 from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
@@ -69,6 +73,7 @@ class Telling:
     requests: Callable[[], int] = lambda: 0
     settings: PublishSettings | None = None
     checkpoints: CheckpointSettings | None = None
+    garbage: CollectSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,7 @@ class Assembly:
     nursery: trio.Nursery
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
 
 
 def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
@@ -162,6 +168,55 @@ async def _told(
     fence.on_fenced = uploader.look_again
     durability.published = publisher.flush
     return fence, publisher
+
+
+def _collecting(
+    telling: Telling,
+    folder: Path,
+    journal: Journal,
+    store: ObjectStore,
+    keys: VolumeKeys,
+    uploader: Uploader,
+    settler: Settler,
+    publisher: Publisher,
+    fence: Fence,
+    network: Network,
+    clock: Callable[[], float],
+    now_ns: Callable[[], int],
+) -> Collector:
+    """The parts that collect garbage: only a volume that tells Discord of its journal may."""
+    settings = telling.garbage or CollectSettings()
+    repacker = Repacker(
+        journal=journal,
+        store=store,
+        keys=keys,
+        settler=settler,
+        head=publisher.head,
+        compress=lambda: uploader.settings.compress,
+    )
+    orphans = Orphans(
+        journal=journal,
+        store=store,
+        keys=keys,
+        now_ns=now_ns,
+        grace_s=settings.history_s,
+        every_s=settings.orphans_every_s,
+    )
+    return Collector(
+        journal=journal,
+        path=folder / "journal.sqlite",
+        store=store,
+        uploader=uploader,
+        publisher=publisher,
+        fence=fence,
+        repacker=repacker,
+        orphans=orphans,
+        now_ns=now_ns,
+        clock=clock,
+        requests=telling.requests,
+        offline=lambda: network.gone,
+        settings=settings,
+    )
 
 
 @asynccontextmanager
@@ -245,7 +300,7 @@ async def assembled(
             durability = Durability(
                 blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
             )
-            publisher, fence = None, None
+            publisher, fence, collector = None, None, None
             if telling is not None:
                 fence, publisher = await _told(
                     telling,
@@ -259,6 +314,10 @@ async def assembled(
                     now_ns,
                     report,
                 )
+                collector = _collecting(
+                    telling, folder, journal, store, keys, uploader, settler, publisher, fence,
+                    network, clock, now_ns,
+                )  # fmt: skip
             filesystem = FileSystem(
                 journal=journal,
                 blocks=blocks,
@@ -275,7 +334,7 @@ async def assembled(
             )
             yield Assembly(
                 journal, blocks, reader, uploader, settler, durability, levels, filesystem,
-                nursery, publisher, fence,
+                nursery, publisher, fence, collector,
             )  # fmt: skip
             nursery.cancel_scope.cancel()
         await durability.sync()

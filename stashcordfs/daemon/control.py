@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from stashcordfs.daemon.collecting import collecting
 from stashcordfs.daemon.verifying import verifying
 from stashcordfs.errors import ContentLost, StashcordError
 from stashcordfs.ops.control import serve_control
@@ -81,6 +82,7 @@ class Control:
                 "sync": self._sync,
                 "drain": self._drain,
                 "verify": self._verify,
+                "gc": self._gc,
                 "shutdown": self._shutdown,
             },
             task_status=task_status,
@@ -185,6 +187,15 @@ class Control:
             async for event in events:
                 yield event
 
+    async def _gc(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        collector = self._parts.collector
+        if collector is None:
+            raise StashcordError("this mount is read-only: nothing is collected here")
+        events = collecting(collector, self._parts.nursery)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
     async def _shutdown(self, request: dict[str, Any]) -> dict[str, object]:
         self._session.stop()
         return {"stopping": True}
@@ -255,6 +266,12 @@ class Control:
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
         metrics.token_rejected.set(parts.client.gate.rejected)
+        if (collector := parts.collector) is not None:
+            found = collector.total
+            metrics.history_bytes.set(found.history_bytes)
+            metrics.garbage_bytes.set(found.dead_bytes + found.condemned_bytes)
+            metrics.follow(metrics.collected_bytes, found.deleted_bytes)
+            metrics.follow(metrics.gc_requests, collector.account.requests)
         for counter, total in (
             (metrics.requests, stats.requests),
             (metrics.rate_limited, stats.rate_limited),

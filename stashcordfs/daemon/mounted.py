@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from stashcordfs.config import Settings
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.collecting import Collector
     from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
@@ -97,6 +98,7 @@ class Parts:
     verifier: Verifier
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
@@ -113,6 +115,18 @@ class Parts:
         return {
             "segment": self.publisher.segment,
             "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+        }
+
+    def _garbage(self) -> dict[str, object]:
+        """What the last census found, and what was collected since the mount."""
+        if self.collector is None:
+            return {}
+        total = self.collector.total
+        return {
+            "history_bytes": total.history_bytes,
+            "garbage_bytes": total.dead_bytes + total.condemned_bytes,
+            "collected_bytes": total.deleted_bytes,
+            "gc_requests": self.collector.account.requests,
         }
 
     def status(self) -> dict[str, object]:
@@ -143,6 +157,7 @@ class Parts:
             "suspends": self.sleep.suspends,
             "damaged_blocks": self.verifier.damaged_blocks,
             **self._told(),
+            **self._garbage(),
             "last_error": self.fenced or self.report.last_error,
         }
 
@@ -289,7 +304,7 @@ async def _main(
             power_lost=partial(power_was_lost, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
-            telling=None if options.get("ro") else telling(client, volume, stats),
+            telling=None if options.get("ro") else telling(client, volume, stats, settings),
         ) as assembly,
     ):
         parts = Parts(
@@ -324,6 +339,7 @@ async def _main(
             verifier_of(assembly, volume, store, keys, report),
             assembly.publisher,
             assembly.fence,
+            assembly.collector,
         )
         assembly.uploader.freed = _trim_malloc
         await _serve(parts, volume, options, ready, assembly.nursery)
@@ -372,6 +388,7 @@ async def _serve(
             parts.sleep.run,
             operations.interrupts.run,
             *([parts.publisher.run] if parts.publisher else []),
+            *([parts.collector.run] if parts.collector and settings.gc_share else []),
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)
