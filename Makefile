@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTEST_ARGS ?=
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power posix demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -17,6 +17,7 @@ help:
 	@echo 'make lint    ruff, mypy, import contracts'
 	@echo 'make format  let ruff format the code'
 	@echo 'make bench   compare the mount with ext4 and with a do-nothing FUSE file system'
+	@echo 'make posix   what POSIX says of each call, on a local disk and on a mount; as root'
 	@echo 'make soak-faults  every fault of the service against every operation (15 minutes)'
 	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
@@ -53,6 +54,9 @@ format: .venv/.stamp-dev
 
 bench: .venv/.stamp-dev
 	$(BIN)/python tests/bench/run.py
+
+posix: .venv/.stamp-dev
+	$(BIN)/python tests/posix/run.py --write
 
 soak-faults: .venv/.stamp-dev
 	$(BIN)/python tests/faults/run.py --write

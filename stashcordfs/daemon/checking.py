@@ -109,7 +109,7 @@ async def _verify_assembled(
         open_store(Token(settings), record, ClientStats()) as store,
         assembled(
             volume.path,
-            assembly_options(settings, record.block_size, noatime=True),
+            assembly_options(settings, record.block_size, atime="noatime"),
             store=store,
             keys=keys,
             clock=trio.current_time,
