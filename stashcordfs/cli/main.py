@@ -87,7 +87,7 @@ class _Commands(click.Group):
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> None:
         given = sys.argv[1:] if args is None else list(args)
-        if mount_helper.is_helpers_call(given, tuple(COMMANDS)):
+        if mount_helper.is_helpers_call(given):
             sys.exit(mount_helper.run(given))
         extra["standalone_mode"] = False
         try:

@@ -12,8 +12,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from stashcordfs.volumes import FSNAME_PREFIX
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -25,9 +23,11 @@ class _Arguments(argparse.ArgumentParser):
         self.exit(_WRONG_USE, f"{self.prog}: {message}\n")
 
 
-def is_helpers_call(args: Sequence[str], commands: Sequence[str]) -> bool:
-    """Whether these are the arguments of a mount helper: no command, and a place to mount on."""
-    return len(args) >= 2 and args[0] not in commands and args[1].startswith("/")
+def is_helpers_call(args: Sequence[str]) -> bool:
+    """Whether /sbin/mount.fuse calls: SOURCE DIR -o OPTIONS, where a volume may be named as a
+    command is. None of the commands takes a path and then -o.
+    """
+    return len(args) == 4 and args[1].startswith("/") and args[2] == "-o"
 
 
 def mount_arguments(args: Sequence[str]) -> list[str] | None:
@@ -48,9 +48,9 @@ def mount_arguments(args: Sequence[str]) -> list[str] | None:
         options.append("ro")
     if "remount" in options:
         return ["--", "mount", "-i", "-o", ",".join(options), given.folder]
-    name = given.source.removeprefix(FSNAME_PREFIX)
-    chosen = ["-o", ",".join(options)] if options else []
-    return ["mount", *chosen, "--", name, given.folder]
+    # As of any other file system; libfuse would leave both out.
+    options += [word for word in ("dev", "suid") if f"no{word}" not in options]
+    return ["mount", "-o", ",".join(options), "--", given.source, given.folder]
 
 
 def main() -> None:

@@ -326,6 +326,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._check_acl(name)
         await self._fs.removexattr(Ino(inode), name)
 
     @guard
