@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTEST_ARGS ?=
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power posix demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-directory soak-crash-kill soak-crash-power posix demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -24,6 +24,7 @@ help:
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
+	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -66,6 +67,9 @@ soak-uploads: .venv/.stamp-dev
 
 soak-recover: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py recover --write
+
+soak-directory: .venv/.stamp-dev
+	$(BIN)/python tests/soak/run.py directory --write
 
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write
