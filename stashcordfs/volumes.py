@@ -99,6 +99,10 @@ class VolumeDir:
         return self.path / "journal.sqlite"
 
     @property
+    def limits_path(self) -> Path:
+        return self.path / "limits.json"
+
+    @property
     def blocks_path(self) -> Path:
         return self.path / "blocks"
 

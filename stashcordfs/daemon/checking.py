@@ -19,6 +19,7 @@ from stashcordfs.daemon.provision import open_keys, open_store, read_record
 from stashcordfs.daemon.token import Token
 from stashcordfs.daemon.verifying import verifier_of, verifying
 from stashcordfs.discord.client import ClientStats
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal.inspection import inspect
 from stashcordfs.recovery import fsck
@@ -106,7 +107,7 @@ async def _verify_assembled(
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     outcome: dict[str, object] = {}
     async with (
-        open_store(Token(settings), record, ClientStats()) as store,
+        open_store(Token(settings), record, ClientStats(), KeptLimits(volume.limits_path)) as store,
         assembled(
             volume.path,
             assembly_options(settings, record.block_size, atime="noatime"),

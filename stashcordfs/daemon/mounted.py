@@ -29,6 +29,7 @@ from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
 from stashcordfs.daemon.verifying import verifier_of
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
 from stashcordfs.fuse.options import sort_options
@@ -269,7 +270,13 @@ async def _main(
         read_only=sorted_options.read_only,
     )
     async with (
-        DiscordClient(api_url=record.api_url, token=token, stats=stats, clock=boottime) as client,
+        DiscordClient(
+            api_url=record.api_url,
+            token=token,
+            stats=stats,
+            clock=boottime,
+            kept=KeptLimits(volume.limits_path),
+        ) as client,
         assembled(
             volume.path,
             chosen,

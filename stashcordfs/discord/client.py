@@ -45,6 +45,7 @@ from stashcordfs.errors import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from stashcordfs.discord.kept import KeptLimits
     from stashcordfs.discord.models import Channel, Guild, Message, User
 
 __all__ = ["ClientStats", "DiscordClient", "UploadFile"]
@@ -86,8 +87,12 @@ class DiscordClient:
         timeout_s: float = 60.0,
         stats: ClientStats | None = None,
         limiter: RateLimiter | None = None,
+        kept: KeptLimits | None = None,
     ) -> None:
-        """`api_url` holds the version (https://discord.com/api/v10). Use as `async with`."""
+        """`api_url` holds the version (https://discord.com/api/v10). Use as `async with`.
+
+        With `kept` the limiter goes on where another process of the same volume ended.
+        """
         parts = urlsplit(api_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise UsageError("api_url must be like https://discord.com/api/v10")
@@ -100,6 +105,7 @@ class DiscordClient:
         self._trust_env = parts.scheme == "https"
         self._limiter = limiter or RateLimiter()
         self._queue = GrantQueue(self._limiter, clock)
+        self._kept = kept
         self._hurry = trio.Event()
         self._server_time: tuple[float, float] | None = None
         self._me: User | None = None
@@ -110,10 +116,18 @@ class DiscordClient:
 
     async def __aenter__(self) -> Self:
         self._connections = Connections(self._http)
+        if self._kept is not None:
+            self._kept.load(self._limiter, self._clock())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._connections.aclose()
+        if self._kept is not None:
+            self._kept.close()
+
+    def _keep_limits(self) -> None:
+        if self._kept is not None:
+            self._kept.save(self._limiter, self._clock())
 
     def _http(self, connections: int) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -425,6 +439,7 @@ class DiscordClient:
             token = self.gate.usable(self._clock(), probe=call.probe)
             request = self._build(call, token)
             self.stats.requests += 1
+            self._keep_limits()
             with self._connections.breakable() as scope:
                 outcome = await wire.exchange(
                     self._connections.api, request, body=call.body, limit_s=10 * self._timeout_s
@@ -435,6 +450,7 @@ class DiscordClient:
             return outcome
         finally:
             self._queue.release(call.route)
+            self._keep_limits()
 
     def _build(self, call: policy.Call, token: str) -> httpx.Request:
         headers = {"Authorization": f"Bot {token}"}
