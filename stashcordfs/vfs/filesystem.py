@@ -328,9 +328,9 @@ class FileSystem:
         if flags & os.O_TRUNC:
             live.handles += 1  # keeps it live over the truncation
             try:
-                await self._truncate(live, 0, self._now_ns())
                 if not privileged:
                     await self._drop_privileges(ino)
+                await self._truncate(live, 0, self._now_ns())
             finally:
                 live.handles -= 1
         return self._new_handle(live, flags)

@@ -80,11 +80,15 @@ def read_cases(file: Path) -> list[Case]:
     for block in file.read_text(encoding="utf-8").split("== ")[1:]:
         head, *lines = block.splitlines()
         family, _, title = head.partition(": ")
-        variables = [line[1:].split(" = ") for line in lines if line.startswith("$")]
+        variables = [line[1:].split(" = ") for line in lines if _is_variable(line)]
         variants = {name: _SETS.get(values) or tuple(values.split()) for name, values in variables}
-        body = "\n".join(line for line in lines if not line.startswith("$"))
+        body = "\n".join(line for line in lines if not _is_variable(line))
         made += case(family, title, body, **variants)
     return made
+
+
+def _is_variable(line: str) -> bool:
+    return line.startswith("$") and " = " in line
 
 
 def _step(line: str) -> Step:
