@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power soak-cuts demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-directory soak-crash-kill soak-crash-power soak-cuts posix demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint    ruff, mypy, import contracts'
 	@echo 'make format  let ruff format the code'
 	@echo 'make bench   compare the mount with ext4 and with a do-nothing FUSE file system'
+	@echo 'make posix   what POSIX says of each call, on a local disk and on a mount; as root'
 	@echo 'make soak-faults  every fault of the service against every operation (15 minutes)'
 	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
@@ -26,6 +27,7 @@ help:
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
+	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -57,6 +59,9 @@ format: .venv/.stamp-dev
 bench: .venv/.stamp-dev
 	$(BIN)/python tests/bench/run.py
 
+posix: .venv/.stamp-dev
+	$(BIN)/python tests/posix/run.py --write
+
 soak-faults: .venv/.stamp-dev
 	$(BIN)/python tests/faults/run.py --write
 
@@ -68,6 +73,9 @@ soak-uploads: .venv/.stamp-dev
 
 soak-recover: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py recover --write
+
+soak-directory: .venv/.stamp-dev
+	$(BIN)/python tests/soak/run.py directory --write
 
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write

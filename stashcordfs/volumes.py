@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FSTYPE = "fuse.stashcordfs"
-FSNAME_PREFIX = "stashcordfs:"
+FSNAME_PREFIX = "discord:"  # of a mount's source: a name and a colon look like a network place
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 

@@ -117,7 +117,7 @@ async def _verify_assembled(
         open_store(Token(settings), record, ClientStats(), KeptLimits(volume.limits_path)) as store,
         assembled(
             volume.path,
-            assembly_options(settings, record.block_size, noatime=True),
+            assembly_options(settings, record.block_size, atime="noatime"),
             store=store,
             keys=keys,
             clock=trio.current_time,
@@ -168,7 +168,7 @@ async def _collect_assembled(
         ) as client,
         assembled(
             volume.path,
-            assembly_options(settings, record.block_size, noatime=True),
+            assembly_options(settings, record.block_size, atime="noatime"),
             store=store_on(client, record),
             keys=keys,
             clock=trio.current_time,

@@ -32,6 +32,7 @@ from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
+from stashcordfs.fuse.options import sort_options
 from stashcordfs.fuse.session import Session
 from stashcordfs.ops.logging import redact, set_level
 from stashcordfs.ops.metrics import Metrics
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stashcordfs.config import Settings
+    from stashcordfs.fuse.options import MountOptions
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.collecting import Collector
@@ -179,6 +181,7 @@ class Parts:
         self.levels.default = new.durability
         self.durability.deadline_s = new.network_deadline_s
         self.filesystem.limit_reads(new.network_deadline_s)
+        self.filesystem.usage.max_bytes = new.max_size
         if token:
             redact(token)
             self.token.replace(token)
@@ -214,7 +217,9 @@ def upload_settings(settings: Settings) -> UploadSettings:
     )
 
 
-def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> Options:
+def assembly_options(
+    settings: Settings, block_bytes: int, *, atime: str, read_only: bool = False
+) -> Options:
     """How the parts are built."""
     return Options(
         block_bytes=block_bytes,
@@ -225,7 +230,9 @@ def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> 
         max_file_bytes=settings.max_file_bytes,
         settle_delay_s=settings.settle_delay_s,
         durability=settings.durability,
-        noatime=noatime,
+        atime=atime,
+        max_bytes=settings.max_size,
+        read_only=read_only,
     )
 
 
@@ -285,7 +292,13 @@ async def _main(
     report = Report()
     stats = ClientStats()
     token = Token(settings, again=partial(load_settings, volume=volume.name))
-    chosen = assembly_options(settings, record.block_size, noatime=bool(options.get("noatime")))
+    sorted_options = sort_options(volume.name, options)
+    chosen = assembly_options(
+        settings,
+        record.block_size,
+        atime=sorted_options.atime,
+        read_only=sorted_options.read_only,
+    )
     async with (
         DiscordClient(
             api_url=record.api_url,
@@ -304,7 +317,8 @@ async def _main(
             power_lost=partial(power_was_lost, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
-            telling=None if options.get("ro") else telling(client, volume, stats, settings),
+            last_error=lambda: report.last_error,
+            telling=None if chosen.read_only else telling(client, volume, stats, settings),
         ) as assembly,
     ):
         parts = Parts(
@@ -342,7 +356,7 @@ async def _main(
             assembly.collector,
         )
         assembly.uploader.freed = _trim_malloc
-        await _serve(parts, volume, options, ready, assembly.nursery)
+        await _serve(parts, volume, sorted_options, ready, assembly.nursery)
     left = parts.blocks.room.dirty_bytes, len(parts.blocks.queue)
     log.info("unmounted volume=%s left_bytes=%d left_blocks=%d", volume.name, *left)
 
@@ -362,7 +376,7 @@ async def _hurry(uploader: Uploader) -> None:
 async def _serve(
     parts: Parts,
     volume: VolumeDir,
-    options: Mapping[str, str | bool],
+    options: MountOptions,
     ready: Callable[[], None],
     nursery: trio.Nursery,
 ) -> None:
@@ -374,8 +388,9 @@ async def _serve(
         attr_timeout_s=settings.attr_timeout_s,
         report=parts.report,
         metrics=metrics,
+        shown=options.shown,
     )
-    session = Session(operations, parts.mountpoint, name=parts.name, options=options)
+    session = Session(operations, parts.mountpoint, options=options.kernel)
     control = Control(parts, session, notifier, metrics)
     with session.mounted():
         for task in (
