@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-directory soak-crash-kill soak-crash-power soak-cuts posix demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-directory soak-model soak-crash-kill soak-crash-power soak-cuts posix demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -28,6 +28,7 @@ help:
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
+	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -79,6 +80,12 @@ soak-directory: .venv/.stamp-dev
 
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write
+
+# Seeded; after an interruption the same command goes on with the next batch. MODEL_ARGS='--seed 2'.
+MODEL_ARGS ?=
+
+soak-model: .venv/.stamp-dev
+	$(BIN)/python tests/model/run.py --state .venv/.model.json --write $(MODEL_ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov

@@ -37,6 +37,8 @@ def fuse_missing() -> str:
 
 
 class DemoVolume:
+    options: tuple[str, ...] = ()
+
     def __init__(
         self,
         folder: Path,
@@ -84,9 +86,14 @@ class DemoVolume:
         settings: Mapping[str, str] | None = None,
         server: tuple[str, ...] = (),
         strong_keys: bool = False,
+        options: tuple[str, ...] = (),
     ) -> Iterator[DemoVolume]:
-        """Mounted inside; afterwards unmounted, without waiting, and the sandbox ended."""
+        """Mounted inside; afterwards unmounted, without waiting, and the sandbox ended.
+
+        `options` are the mount command's.
+        """
         volume = cls(folder, settings=settings, server=list(server), strong_keys=strong_keys)
+        volume.options = options
         try:
             volume.mount()
             yield volume
@@ -119,7 +126,9 @@ class DemoVolume:
         return done.stdout
 
     def mount(self, *options: str) -> None:
-        self.command("mount", *options, NAME, str(self.mountpoint), timeout_s=120)
+        self.command(
+            "mount", *self.options, *options, NAME, str(self.mountpoint), timeout_s=120
+        )
 
     @contextlib.contextmanager
     def server_halted(self) -> Iterator[None]:
