@@ -1,7 +1,7 @@
 """stress-ng's file-system stressors on the mount, one after another, each checked.
 
-A stressor that fails, a mount that does not answer afterwards, and an internal error in the daemon's
-log are problems. Run as root, as some of them want to be.
+A stressor that fails, a mount that does not answer afterwards, and an internal error in the
+daemon's log are problems. Run as root, as some of them want to be.
 """
 
 from __future__ import annotations

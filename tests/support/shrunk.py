@@ -29,7 +29,8 @@ class ShrunkVolume(DemoVolume):
         read_end, write_end = os.pipe()
         log = (self.folder / "daemon.log").open("ab")
         program = [sys.executable, str(_DAEMON), str(self._shrunk), "mount", "--foreground"]
-        program += ["--ready-fd", str(write_end), *self.options, *options, "--", NAME, str(self.mountpoint)]
+        program += ["--ready-fd", str(write_end), *self.options, *options]
+        program += ["--", NAME, str(self.mountpoint)]
         with log, os.fdopen(read_end, encoding="utf-8") as told:
             try:
                 self._daemon = subprocess.Popen(
