@@ -126,9 +126,7 @@ class DemoVolume:
         return done.stdout
 
     def mount(self, *options: str) -> None:
-        self.command(
-            "mount", *self.options, *options, NAME, str(self.mountpoint), timeout_s=120
-        )
+        self.command("mount", *self.options, *options, NAME, str(self.mountpoint), timeout_s=120)
 
     @contextlib.contextmanager
     def server_halted(self) -> Iterator[None]:
