@@ -14,11 +14,11 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path
+from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path, wait_for_exit
 from stashcordfs.cli.output import read_secret
 from stashcordfs.config import PREFIX, SETTING_NAMES, Settings
 from stashcordfs.errors import StashcordError, UsageError
-from stashcordfs.volumes import VolumeBusy, VolumeDir
+from stashcordfs.volumes import FSNAME_PREFIX, VolumeBusy, VolumeDir, read_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENDING_S = 30.0
 _SECRETS = ("token", "passphrase")
 
 
@@ -47,8 +48,10 @@ def command(
 ) -> None:
     """Mount the volume NAME on the empty directory MOUNTPOINT.
 
-    -o takes ro, noatime, allow_other, and any setting, such as cache_bytes=5GiB.
+    -o takes ro, noatime, uid=1000, what else docs/posix.md has, and any setting, such as
+    cache_bytes=5GiB.
     """
+    name = name.removeprefix(FSNAME_PREFIX)
     flags, mount_options = split_options(options)
     settings = globals_.settings(volume=name, flags=flags)
     if foreground:
@@ -103,7 +106,7 @@ def start_daemon(
     volume.read_record()
     place = real_path(mountpoint)
     prepare_mountpoint(place, settings.state_dir)
-    if (pid := volume.holder()) is not None:
+    if (pid := _holder(volume)) is not None:
         raise VolumeBusy(f"volume {name} is in use by process {pid}: mounted already?", pid=pid)
     environment = {**export(globals_, settings, flags), **(extra_environment or {})}
     if settings.passphrase is None and not (extra_environment or {}).get(PREFIX + "PASSPHRASE"):
@@ -133,6 +136,15 @@ def start_daemon(
             return
         code = process.wait()
         raise _failure(errors, code, log=volume.log_path)
+
+
+def _holder(volume: VolumeDir) -> int | None:
+    """The process that has the volume. One that was just unmounted is given time to end."""
+    pid = volume.holder()
+    if pid and all(mount.name != volume.name for mount in read_mounts()):
+        wait_for_exit(pid, timeout_s=_ENDING_S)
+        pid = volume.holder()
+    return pid
 
 
 def _failure(errors: IO[bytes], code: int, *, log: Path) -> StashcordError:

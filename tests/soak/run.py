@@ -1,9 +1,9 @@
 """The long runs of uploading and recovering; `make soak-uploads` and the like start them.
 
-    python tests/soak/run.py uploads|offline|recover [--seed N] [--dir FOLDER] [--write]
+    python tests/soak/run.py uploads|offline|recover|directory [--seed N] [--dir FOLDER] [--write]
 
 Seeded. Exit code 1 when something was not as it must be. With --write the findings go to
-docs/evidence/uploads.json, offline.json or recover.json.
+docs/evidence/uploads.json, offline.json, recover.json or directory.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
+import directory
 import evidence
 import offline
 import recovering
@@ -28,7 +29,7 @@ GIB = 1 << 30
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("which", choices=["uploads", "offline", "recover"])
+    parser.add_argument("which", choices=["uploads", "offline", "recover", "directory"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--write", action="store_true", help="write the evidence")
@@ -46,6 +47,8 @@ def main() -> int:
             if options.which == "recover"
             else uploads.soak_uploads(folder, uploads=1000, seed=options.seed)
             if options.which == "uploads"
+            else directory.soak_directory(folder / "volume", entries=1_000_000, seed=options.seed)
+            if options.which == "directory"
             else offline.soak_offline(
                 folder / "volume",
                 data_bytes=2 * GIB,

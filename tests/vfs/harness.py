@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
+import trio.testing
 
 from stashcordfs.crypto.keys import VolumeKeys
 from stashcordfs.daemon.assembly import Options, Telling, assembled
@@ -15,6 +17,7 @@ from stashcordfs.journal import Journal
 from stashcordfs.store.folder_store import FolderStore
 from stashcordfs.types import ROOT_INO, Ino
 from stashcordfs.vfs.blocks import Blocks
+from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
@@ -36,6 +39,13 @@ async def inline(work, *args, **_):
     """In place of `trio.to_thread.run_sync`: virtual time must not pass while a thread works."""
     await trio.lowlevel.checkpoint()
     return work(*args)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
+    """A virtual clock; what threads do is done on the loop, or it would jump meanwhile."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
+    return trio.testing.MockClock(autojump_threshold=0)
 
 
 KEYS = VolumeKeys(bytes(16), {0: bytes(range(32))})
@@ -94,6 +104,7 @@ class Volume:
     reports: list[str] = field(default_factory=list)
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
 
     async def make(self, name: bytes, data: bytes = b"", *, parent: Ino = ROOT_INO) -> Ino:
         fh, made = await self.fs.create(parent, name, 0o644, 2, 0, 0)
@@ -194,4 +205,5 @@ async def volume(
             reports,
             made.publisher,
             made.fence,
+            made.collector,
         )

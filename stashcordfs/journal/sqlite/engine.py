@@ -61,7 +61,7 @@ class SqliteEngine:
         self.inos = Counter(database, "next_ino", first=high | 2)
         self.ids = Counter(database, "next_id", first=high | 16)
         self.versions = Counter(database, "next_version", first=1)
-        self.inodes = self.bytes = 0
+        self.inodes = self.bytes = self.stored = 0
         self._known: dict[Ino, Attributes] = {}
         self._seen_rollbacks = database.rollbacks
         self.recount()
@@ -70,11 +70,12 @@ class SqliteEngine:
     def recount(self) -> None:
         """Count anew: at the start, and when what was counted has been rolled back."""
         row = self._db.one(
-            "SELECT count(*), coalesce(sum(size) FILTER (WHERE mode & ?1 = ?2), 0) FROM inodes",
+            "SELECT count(*), coalesce(sum(size) FILTER (WHERE mode & ?1 = ?2), 0),"
+            " coalesce(sum(stored), 0) FROM inodes",
             (stat.S_IFMT(0o170000), stat.S_IFREG),
         )
         assert row is not None
-        self.inodes, self.bytes = int(row[0]), int(row[1])
+        self.inodes, self.bytes, self.stored = (int(count) for count in row)
 
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None. Those asked for lately are in memory: the kernel asks in bursts."""
@@ -143,15 +144,17 @@ class SqliteEngine:
         """The chunk list has so many bytes more, or less."""
         if shift:
             self._db.run("UPDATE inodes SET stored = stored + ? WHERE ino = ?", (shift, ino))
+            self.stored += shift
             self._known.pop(ino, None)
 
     def delete_inode(self, found: Attributes) -> None:
         """Forget the inode with its link target and extended attributes."""
         ino = found.ino
         self._known.pop(ino, None)
-        self._db.run("DELETE FROM inodes WHERE ino = ?", (ino,))
-        if not self._db.changes():
+        gone = self._db.all("DELETE FROM inodes WHERE ino = ? RETURNING stored", (ino,))
+        if not gone:
             return  # done before
+        self.stored -= gone[0][0]
         self._db.run("DELETE FROM xattrs WHERE ino = ?", (ino,))
         if stat.S_ISLNK(found.mode):
             self._db.run("DELETE FROM symlinks WHERE ino = ?", (ino,))

@@ -18,7 +18,7 @@ import re
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 5
+VERSION = 6
 
 REPLICATED = """
 -- One row a fact about the volume.
@@ -75,6 +75,12 @@ CREATE TABLE packs (
     id INTEGER NOT NULL PRIMARY KEY, object_id BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL,
     size INTEGER NOT NULL, channel INTEGER NOT NULL, message INTEGER NOT NULL,
     attachment INTEGER NOT NULL, filename TEXT NOT NULL);
+
+-- Messages in which nothing is needed any more, and of how many bytes: deleted some time after a
+-- segment has told of it. Their packs have a message below 0 until their rows are gone, too.
+CREATE TABLE condemned (
+    channel INTEGER NOT NULL, message INTEGER NOT NULL, since_ns INTEGER NOT NULL,
+    size INTEGER NOT NULL, PRIMARY KEY (channel, message)) WITHOUT ROWID;
 """
 
 LOCAL = """
@@ -112,9 +118,7 @@ CREATE TABLE watched (
     given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
 
 -- What no segment holds yet: one row a group of operations, as SQLite's session extension records
--- it. Ids go on over segments, checkpoints and writers, without gaps. (Told in few words, this and
--- the next: the whole schema should fit into the file's first page, where fsck can still read it
--- when others are lost.)
+-- it. Ids go on over segments, checkpoints and writers, without gaps.
 CREATE TABLE changes (id INTEGER PRIMARY KEY, made_ns, changeset);
 
 -- This volume's sealed objects in the journal channel, of this writer and of those that it took
@@ -126,10 +130,21 @@ CREATE TABLE objects (
     object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
     channel, message, attachment) WITHOUT ROWID;
 CREATE INDEX objects_order ON objects (kind, number, part);
+
+-- Chunks that only history (and the trash) may need, and since when that is known: nothing else
+-- refers to them. What refers to one anew takes its row away in the same transaction.
+CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
 """
 
 REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
-SCHEMA = REPLICATED + LOCAL
+
+# Without the schema nothing can be read of a damaged file (`salvage`). It needs more than the first
+# page, and would be spread over pages that come after all tables' first ones. What is made here,
+# and dropped, lets it be among the very first pages: those that a file loses last.
+_PADS = ("pad_1", "pad_2")
+_MAKE_ROOM = "".join(f"CREATE TABLE {pad} (x /*{'-' * 2500}*/);" for pad in _PADS)
+_LEAVE_ROOM = "".join(f"DROP TABLE {pad};" for pad in _PADS)
+SCHEMA = _MAKE_ROOM + REPLICATED + LOCAL + _LEAVE_ROOM
 WANT_CHECKPOINT = "INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)"
 
 # From version n to n + 1. A new journal is made by SCHEMA at once; a test holds the two together.
@@ -174,6 +189,13 @@ MIGRATIONS: dict[int, str] = {
         object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
         channel, message, attachment) WITHOUT ROWID;
     CREATE INDEX objects_order ON objects (kind, number, part);
+    INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
+    """,
+    5: """
+    CREATE TABLE condemned (
+        channel INTEGER NOT NULL, message INTEGER NOT NULL, since_ns INTEGER NOT NULL,
+        size INTEGER NOT NULL, PRIMARY KEY (channel, message)) WITHOUT ROWID;
+    CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
     INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,
 }
