@@ -36,7 +36,7 @@ LEFT_OUT = {
     "fiemap": "an ioctl, which the binding does not carry",
     "file-ioctl": "ioctls, which the binding does not carry",
     "fpunch": "fallocate, not carried by the binding",
-    "fsize": "wants fallocate, whose stand-in in stress-ng does not meet the limit of a file's size",
+    "fsize": "wants fallocate; stress-ng's stand-in for it does not meet RLIMIT_FSIZE",
     "inode-flags": "ioctls, which the binding does not carry",
     "io": "syncs whatever else is mounted on the machine, and so tells of others' errors",
     "ioprio": "no file system",
