@@ -291,6 +291,12 @@ class Settings:
     max_file_bytes: int = _setting(2 * TIB, _size(MIB, 1 << 52), "largest file")
     compression: bool = _setting(True, _boolean, "zstd before sealing, where it helps")
     dedup: bool = _setting(True, _boolean, "store equal blocks once")
+    history_days: float = _setting(
+        7.0,
+        _number(0, 3650),
+        "days that what was deleted or overwritten can come back; 0: off",
+        reloadable=True,
+    )
     given: frozenset[str] = frozenset()
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
     "recover": "Get a volume back from Discord on this machine.",
+    "trash": "Bring back what was deleted or overwritten.",
     "key": "Manage passphrases and recovery keys.",
 }
 

@@ -121,7 +121,9 @@ def _show(report: dict[str, Any]) -> None:
 
 
 def _fate(missing: dict[str, Any]) -> str:
-    return "ends before it" if missing["cut"] and not missing["blocks"] else "I/O error there"
+    now = "ends before it" if missing["cut"] and not missing["blocks"] else "I/O error there"
+    older = missing["in_trash"]
+    return now if older is None else f"{now}; older content: trash restore NAME {older} --to PATH"
 
 
 def _more(count: int) -> None:

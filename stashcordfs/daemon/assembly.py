@@ -25,6 +25,7 @@ from stashcordfs.vfs.network import Network
 from stashcordfs.vfs.publishing import Publisher, PublishSettings
 from stashcordfs.vfs.reading import Reader
 from stashcordfs.vfs.settling import Settler
+from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Options:
     settle_delay_s: float = 20.0
     durability: str = "local"
     noatime: bool = False
+    history_s: float = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Assembly:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     nursery: trio.Nursery
     publisher: Publisher | None = None
     fence: Fence | None = None
@@ -104,6 +107,10 @@ def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
         nursery.start_soon(guarded, task, args)
 
     return spawn
+
+
+def _nothing() -> None:
+    """Nobody else writes."""
 
 
 async def _told(
@@ -273,8 +280,16 @@ async def assembled(
                 **({} if fence is None else {"require_writable": fence.require_writable}),
                 published=None if publisher is None else publisher.flush,
             )
+            trash = TrashCan(
+                journal=journal,
+                blocks=blocks,
+                levels=levels,
+                now_ns=now_ns,
+                require_writable=_nothing if fence is None else fence.require_writable,
+                keep_s=options.history_s,
+            )
             yield Assembly(
-                journal, blocks, reader, uploader, settler, durability, levels, filesystem,
+                journal, blocks, reader, uploader, settler, durability, levels, filesystem, trash,
                 nursery, publisher, fence,
             )  # fmt: skip
             nursery.cancel_scope.cancel()

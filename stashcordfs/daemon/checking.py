@@ -6,19 +6,15 @@ mount, but for the kernel, and what must be sent anew is sent at once.
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.daemon.assembly import assembled
-from stashcordfs.daemon.ground import ended_cleanly, ground_of, is_another, power_was_lost
-from stashcordfs.daemon.mounted import assembly_options
-from stashcordfs.daemon.provision import open_keys, open_store, read_record
-from stashcordfs.daemon.token import Token
+from stashcordfs.daemon.ground import ground_of, is_another
+from stashcordfs.daemon.opened import opened, unheard
+from stashcordfs.daemon.provision import read_record
 from stashcordfs.daemon.verifying import verifier_of, verifying
-from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal.inspection import inspect
 from stashcordfs.recovery import fsck
@@ -102,24 +98,9 @@ async def _verify_assembled(
     part: tuple[int, int] | None,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, object]:
-    record = volume.read_record()
-    keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     outcome: dict[str, object] = {}
-    async with (
-        open_store(Token(settings), record, ClientStats()) as store,
-        assembled(
-            volume.path,
-            assembly_options(settings, record.block_size, noatime=True),
-            store=store,
-            keys=keys,
-            clock=trio.current_time,
-            now_ns=time.time_ns,
-            power_lost=partial(power_was_lost, volume.path),
-            ended=partial(ended_cleanly, volume.path),
-            report=_unheard,
-        ) as made,
-    ):
-        verifier = verifier_of(made, volume, store, keys, _unheard)
+    async with opened(settings, volume) as (made, store, keys):
+        verifier = verifier_of(made, volume, store, keys, unheard)
         async for event in verifying(verifier, made.nursery, data=data, part=part):
             if "outcome" in event:
                 outcome = event["outcome"]
@@ -130,7 +111,3 @@ async def _verify_assembled(
             made.nursery.start_soon(made.uploader.run)
             await made.filesystem.sync_remote()
     return outcome
-
-
-def _unheard(text: str) -> None:
-    """The outcome tells all of it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from stashcordfs.daemon.trashing import empty_trash, list_trash, restore_trash
 from stashcordfs.daemon.verifying import verifying
 from stashcordfs.errors import StashcordError
 from stashcordfs.ops.control import serve_control
@@ -72,6 +74,9 @@ class Control:
                 "sync": self._sync,
                 "drain": self._drain,
                 "verify": self._verify,
+                "trash_list": partial(list_trash, self._parts.trash),
+                "trash_restore": partial(restore_trash, self._parts.trash),
+                "trash_empty": partial(empty_trash, self._parts.trash),
                 "shutdown": self._shutdown,
             },
             task_status=task_status,

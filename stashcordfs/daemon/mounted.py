@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.publishing import Publisher
     from stashcordfs.vfs.settling import Settler
+    from stashcordfs.vfs.trash_can import TrashCan
     from stashcordfs.vfs.uploading import Uploader
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Parts:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     stats: ClientStats
     client: DiscordClient
     token: Token
@@ -141,6 +143,8 @@ class Parts:
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
             "damaged_blocks": self.verifier.damaged_blocks,
+            "trash_files": self.trash.usage[0],
+            "trash_bytes": self.trash.usage[1],
             **self._told(),
             "last_error": self.fenced or self.report.last_error,
         }
@@ -156,6 +160,7 @@ class Parts:
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
         self.levels.default = new.durability
+        self.trash.keep_s = history_s(new)
         self.durability.deadline_s = new.network_deadline_s
         self.filesystem.limit_reads(new.network_deadline_s)
         if new.token is not None:
@@ -194,6 +199,11 @@ def upload_settings(settings: Settings) -> UploadSettings:
     )
 
 
+def history_s(settings: Settings) -> float:
+    """How long what is deleted can come back, in seconds."""
+    return settings.history_days * 86_400.0
+
+
 def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> Options:
     """How the parts are built."""
     return Options(
@@ -206,6 +216,7 @@ def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> 
         settle_delay_s=settings.settle_delay_s,
         durability=settings.durability,
         noatime=noatime,
+        history_s=history_s(settings),
     )
 
 
@@ -280,6 +291,7 @@ async def _main(
             assembly.durability,
             assembly.levels,
             assembly.filesystem,
+            assembly.trash,
             stats,
             client,
             token,
@@ -337,6 +349,7 @@ async def _serve(
         metrics=metrics,
     )
     session = Session(operations, parts.mountpoint, name=parts.name, options=options)
+    parts.trash.named = operations.named
     control = Control(parts, session, notifier, metrics)
     with session.mounted():
         for task in (
@@ -344,6 +357,7 @@ async def _serve(
             parts.durability.run_syncs,
             parts.uploader.run,
             parts.settler.run_watch,
+            *([] if options.get("ro") else [parts.trash.run]),
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,

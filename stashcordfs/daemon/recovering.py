@@ -312,6 +312,7 @@ async def _losses(
                 "bytes": sum(block.size_bytes for block in blocks),
                 "blocks": sum(not block.cut for block in blocks),
                 "cut": any(block.cut for block in blocks),
+                "in_trash": await _in_trash(journal, ino),
             }
         )
     stale = {ino for ino, _ in older}
@@ -329,5 +330,15 @@ def _first(inos: Iterable[Ino]) -> list[Ino]:
 
 
 async def _path_of(journal: Journal, ino: Ino) -> str:
-    paths = await journal.paths_of(ino)
-    return paths[0].decode("utf-8", "surrogateescape") if paths else f"inode {ino}, without a name"
+    return (await journal.told_path(ino)).decode("utf-8", "surrogateescape")
+
+
+async def _in_trash(journal: Journal, ino: Ino) -> int | None:
+    """The newest content that the trash has of a file's place, by its id."""
+    older = [
+        entry.found.ino
+        for parent, name in await journal.names_of(ino)
+        for entry in await journal.trash_of(parent, name)
+        if not entry.is_folder
+    ]
+    return older[-1] if older else None

@@ -382,10 +382,24 @@ class Blocks(BlockTable):
         await self.journal.set_local_generation(live.ino, live.generation)
 
     async def purge(self, found: Attributes) -> None:
-        """The inode is no more: everything local goes after the next sync of the journal."""
+        """The inode has no name any more: all that is local goes after the journal's next sync."""
         local = self.is_local(found.ino)
+        only_here = self.only_here(found.ino)
         self.drop(found.ino, await self.journal.cached_beyond(found.ino, 0) if local else ())
-        await self.journal.purge(found, local=local)
+        await self.journal.purge(
+            found, local=local, only_here=only_here, block_bytes=self.block_bytes
+        )
+
+    def only_here(self, ino: Ino) -> list[int]:
+        """Blocks of an inode that Discord does not have in their last version."""
+        live = self.live.get(ino)
+        return [] if live is None else [i for i, d in live.dirty.items() if d.uploaded < d.version]
+
+    async def revive(self, ino: Ino) -> None:
+        """An inode without a name gets one again. What was its local file may yet be reaped."""
+        await self._forget_clean(await self.journal.cached_beyond(ino, 0))
+        generation = self._generations[ino] = await self._next_version()
+        await self.journal.set_local_generation(ino, generation)
 
     def is_local(self, ino: Ino) -> bool:
         """Whether this machine may know anything of the inode's blocks."""

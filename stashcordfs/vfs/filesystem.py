@@ -261,6 +261,13 @@ class FileSystem:
     async def _truncate(self, live: Live, size: int) -> None:
         if size > self._max_file_bytes:
             raise FsError(errno.EFBIG)
+        if size == 0 and live.size and not live.nameless:
+            await self._journal.keep_version(
+                live.ino,
+                only_here=self._blocks.only_here(live.ino),
+                block_bytes=self._blocks.block_bytes,
+                now_ns=self._now_ns(),
+            )
         await self._blocks.truncate(live, size, self._now_ns())
 
     async def _enter(self, ino: Ino) -> Live:

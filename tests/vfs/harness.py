@@ -21,6 +21,7 @@ from stashcordfs.vfs.filesystem import FileSystem
 from stashcordfs.vfs.publishing import Publisher
 from stashcordfs.vfs.room import CacheLimits
 from stashcordfs.vfs.settling import Settler
+from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Volume:
     store: FaultyStore
     settler: Settler
     nursery: trio.Nursery
+    trash: TrashCan
     reports: list[str] = field(default_factory=list)
     publisher: Publisher | None = None
     fence: Fence | None = None
@@ -191,6 +193,7 @@ async def volume(
             store,
             made.settler,
             made.nursery,
+            made.trash,
             reports,
             made.publisher,
             made.fence,

@@ -62,6 +62,7 @@ class SqliteEngine:
         self.ids = Counter(database, "next_id", first=high | 16)
         self.versions = Counter(database, "next_version", first=1)
         self.inodes = self.bytes = 0
+        self.trash_inodes = self.trash_bytes = 0  # so many of them are in the trash
         self._known: dict[Ino, Attributes] = {}
         self._seen_rollbacks = database.rollbacks
         self.recount()
@@ -75,6 +76,11 @@ class SqliteEngine:
         )
         assert row is not None
         self.inodes, self.bytes = int(row[0]), int(row[1])
+        row = self._db.one(
+            "SELECT count(*), coalesce(sum(i.size), 0) FROM trash CROSS JOIN inodes i USING (ino)"
+        )
+        assert row is not None
+        self.trash_inodes, self.trash_bytes = int(row[0]), int(row[1])
 
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None. Those asked for lately are in memory: the kernel asks in bursts."""
@@ -122,6 +128,8 @@ class SqliteEngine:
         self._know(after)
         if after.size != found.size and stat.S_ISREG(found.mode):
             self.bytes += after.size - found.size
+            if not after.nlink and self.is_trashed(after.ino):
+                self.trash_bytes += after.size - found.size
 
     def touch_folder(self, ino: Ino, now_ns: int, *, subfolders: int = 0) -> None:
         """A name in the folder changed: mtime and ctime; a link for each subfolder more or less."""
@@ -158,6 +166,25 @@ class SqliteEngine:
         self.inodes -= 1
         if stat.S_ISREG(found.mode):
             self.bytes -= found.size
+
+    def is_trashed(self, ino: Ino) -> bool:
+        """Whether an inode without a name is in the trash."""
+        if not self.trash_inodes:
+            return False
+        return self._db.one("SELECT 1 FROM trash WHERE ino = ?", (ino,)) is not None
+
+    def put_in_trash(self, found: Attributes, parent: Ino, name: bytes, now_ns: int) -> None:
+        """An inode that has just lost its last name stays, to come back."""
+        self._db.run("INSERT INTO trash VALUES (?,?,?,?,0)", (found.ino, parent, name, now_ns))
+        self.trash_inodes += 1
+        self.trash_bytes += found.size
+
+    def take_out_of_trash(self, found: Attributes) -> None:
+        """It is about to get a name again, or to be forgotten."""
+        self._db.run("DELETE FROM trash WHERE ino = ?", (found.ino,))
+        if self._db.changes():
+            self.trash_inodes -= 1
+            self.trash_bytes -= found.size
 
     def entry(self, parent: Ino, name: bytes) -> Attributes | None:
         """The inode that a name leads to."""

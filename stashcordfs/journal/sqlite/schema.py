@@ -18,13 +18,14 @@ import re
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 5
+VERSION = 6
 
 REPLICATED = """
 -- One row a fact about the volume.
 CREATE TABLE volume (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- One row an inode. nlink 0: without a name, purged when its last handle closes or at the start.
+-- One row an inode. nlink 0: without a name; if it is not in `trash`, purged when its last handle
+-- closes or at the start.
 -- `stored` is the sum of the chunk list's valid lengths, kept with it: `ls` asks for it each time.
 CREATE TABLE inodes (
     ino INTEGER NOT NULL PRIMARY KEY,
@@ -75,6 +76,13 @@ CREATE TABLE packs (
     id INTEGER NOT NULL PRIMARY KEY, object_id BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL,
     size INTEGER NOT NULL, channel INTEGER NOT NULL, message INTEGER NOT NULL,
     attachment INTEGER NOT NULL, filename TEXT NOT NULL);
+
+-- What was deleted or overwritten and may come back: a file, or a folder that held such files. Its
+-- inode stays with nlink 0, and so do its chunk list and attributes. `parent` and `name`: where it
+-- was; the parent may be in the trash as well. `lost`: so many of its blocks Discord did not have.
+-- (In few words, as `changes` below.)
+CREATE TABLE trash (ino INTEGER PRIMARY KEY, parent, name, deleted_ns, lost);
+CREATE INDEX trash_place ON trash (parent, name);
 """
 
 LOCAL = """
@@ -129,7 +137,8 @@ CREATE INDEX objects_order ON objects (kind, number, part);
 """
 
 REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
-SCHEMA = REPLICATED + LOCAL
+# SQLite keeps the statements as they are written, and they should fit into the first page.
+SCHEMA = re.sub(r"\s+", " ", re.sub(r"--.*", "", REPLICATED + LOCAL))
 WANT_CHECKPOINT = "INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)"
 
 # From version n to n + 1. A new journal is made by SCHEMA at once; a test holds the two together.
@@ -174,6 +183,11 @@ MIGRATIONS: dict[int, str] = {
         object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
         channel, message, attachment) WITHOUT ROWID;
     CREATE INDEX objects_order ON objects (kind, number, part);
+    INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
+    """,
+    5: """
+    CREATE TABLE trash (ino INTEGER PRIMARY KEY, parent, name, deleted_ns, lost);
+    CREATE INDEX trash_place ON trash (parent, name);
     INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,
 }

@@ -1,0 +1,75 @@
+"""What was deleted and what was before, as a user gets them: commands over one real mount."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
+mounted = importlib.import_module("mounted")
+
+pytestmark = [
+    pytest.mark.fuse,
+    pytest.mark.skipif(bool(mounted.fuse_missing()), reason=mounted.fuse_missing() or "fuse"),
+]
+NAME = mounted.NAME
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory):
+    with mounted.DemoVolume.running(tmp_path_factory.mktemp("history")) as running:
+        yield running
+
+
+def trash(volume) -> list[dict]:
+    return json.loads(volume.command("trash", "list", NAME, "--json"))
+
+
+def test_a_removed_tree_is_back_for_programs_at_once(volume) -> None:
+    tree = volume.mountpoint / "tree"
+    (tree / "sub").mkdir(parents=True)
+    data = os.urandom(70_000)
+    (tree / "a").write_bytes(data)
+    (tree / "sub" / "b").write_bytes(data[:500])
+    volume.sync()
+    shutil.rmtree(tree)
+    assert not tree.exists()  # the kernel remembers that
+    assert [item["path"] for item in trash(volume)] == ["/tree/a", "/tree/sub/b"]
+    assert volume.status()["trash_bytes"] == 70_500
+
+    told = volume.command("trash", "restore", NAME, "/tree")
+
+    assert "2 files are back" in told
+    assert (tree / "a").read_bytes() == data
+    assert sorted(path.name for path in tree.iterdir()) == ["a", "sub"]
+    assert (tree / "sub" / "b").read_bytes() == data[:500]
+    assert trash(volume) == []
+
+
+def test_the_trash_of_an_unmounted_volume_can_be_used_as_well(volume) -> None:
+    path = volume.mountpoint / "doc"
+    path.write_bytes(b"first")
+    volume.sync()
+    path.write_bytes(b"second")  # O_TRUNC
+    volume.umount()
+    (item,) = trash(volume)
+    volume.command("trash", "restore", NAME, str(item["id"]), "--to", "old/doc")
+    with pytest.raises(RuntimeError, match="nothing in the trash"):
+        volume.command("trash", "restore", NAME, "/doc")
+    volume.mount()
+    assert (volume.mountpoint / "old" / "doc").read_bytes() == b"first"
+    assert path.read_bytes() == b"second"
+    path.unlink()
+    assert "1 files are forgotten" in volume.command("trash", "empty", NAME, "--yes")
+    assert "Nothing is in the trash" in volume.command("trash", "list", NAME)
+    done = subprocess.run(
+        [*mounted.COMMAND, "fsck", NAME], env=volume.environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
