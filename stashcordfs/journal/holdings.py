@@ -20,7 +20,9 @@ _PACKS_AT_ONCE = 1000
 
 _HELD = """
 SELECT id, object_id, epoch, channel, abs(message), attachment, filename, size, message < 0
-FROM packs WHERE id > ? AND message != 0 ORDER BY id LIMIT ?
+FROM packs WHERE id > ? AND message != 0 AND NOT EXISTS (
+  SELECT 1 FROM condemned k WHERE k.channel = packs.channel AND k.message = abs(packs.message))
+ORDER BY id LIMIT ?
 """
 _CHUNKS = """
 SELECT id, chunk_id, number, offset, length, plain_length, codec FROM chunks
@@ -56,6 +58,10 @@ class Holdings:
     """Part of the journal: shares its database."""
 
     _db: Database
+
+    def _note_reference(self, ino: Ino, index: int) -> None:
+        """A block refers to a chunk anew. Within an operation."""
+        raise NotImplementedError
 
     async def held_packs(self, after: int) -> list[HeldPack]:
         """Some packs with a row number above `after`, in that order; none: no more."""
@@ -121,4 +127,7 @@ class Holdings:
         """Let a damaged block refer to the same content in another pack, if there is one."""
         with self._db.operation:
             self._db.run(_OTHER_COPY, (ino, index))
-            return self._db.changes() > 0
+            found = self._db.changes() > 0
+            if found:
+                self._note_reference(ino, index)
+            return found

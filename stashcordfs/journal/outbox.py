@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
 from stashcordfs.journal.engine import ChunkEntry, Intent
-from stashcordfs.journal.holdings import Holdings
+from stashcordfs.journal.garbage import Garbage
 from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _NOWHERE = Location(0, 0, 0, "", 0)
 Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
 
 
-class Outbox(Holdings):
+class Outbox(Garbage):
     """What uploading, reading and the block cache keep in the journal."""
 
     def __init__(
@@ -51,6 +51,7 @@ class Outbox(Holdings):
         self._db = database
         self._engine = engine
         self._clock_ns = clock_ns
+        super().__init__()
 
     # ------------------------------------------------------------------ chunk lists
 
@@ -107,6 +108,7 @@ class Outbox(Holdings):
                 self._db.run(_REFER, item)
                 if self._db.changes():
                     self._db.touched.add((ino, index))
+                    self._note_reference(ino, index)
                     grown[ino] += valid - (before[0] if before else 0)
                 elif self._engine.inode(ino) is not None:
                     raise JournalError(f"block {index} of inode {ino}: its chunk is unknown")

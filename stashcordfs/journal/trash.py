@@ -146,6 +146,7 @@ class Trash(Changes):
                 await trio.lowlevel.checkpoint()
             with self._db.operation:
                 self._db.run(_COPY_LIST, (ino, copy, start, start + _BATCH))
+                self._note_references(copy, range(start, min(end + 1, start + _BATCH)))
         with self._db.operation:
             self._db.run(
                 "UPDATE inodes SET stored = (SELECT coalesce(sum(valid_length), 0)"

@@ -110,7 +110,16 @@ class FolderStore:
 
         return await self._run(scan)
 
-    async def page(self, channel: int, after: int) -> Page:  # noqa: ARG002  there is one
+    @property
+    def channels(self) -> Sequence[int]:
+        """There is one."""
+        return (_CHANNEL,)
+
+    def age_s(self, message: int) -> float:  # noqa: ARG002 - as the protocol has it
+        """Here nothing becomes too old."""
+        return 0.0
+
+    async def page(self, channel: int, after: int, *, own: bool = False) -> Page:  # noqa: ARG002
         """What messages after this id carry."""
 
         def scan() -> Page:
