@@ -152,7 +152,7 @@ class Parts:
     def reload(self) -> None:
         """Take up the settings that may change while mounted (config.RELOADABLE)."""
         try:
-            new = load_settings(volume=self.name)
+            new = load_settings(volume=self.name.partition("@")[0])
         except StashcordError as error:
             self.report(f"settings not reloaded: {error}")
             return
@@ -233,10 +233,21 @@ def run_mount(
     """
     volume = VolumeDir(settings.state_dir, name)
     volume.read_record()
+    with volume.lock():
+        serve_volume(settings, volume, mountpoint, options, ready)
+
+
+def serve_volume(
+    settings: Settings,
+    volume: VolumeDir,
+    mountpoint: Path,
+    options: Mapping[str, str | bool],
+    ready: Callable[[], None],
+) -> None:
+    """The same with a volume whose lock the caller holds."""
     _bound_malloc()
     gc.freeze()  # what is loaded by now stays: the collector need not look at it again
-    with volume.lock():
-        trio.run(_main, settings, volume, mountpoint, options, ready)
+    trio.run(_main, settings, volume, mountpoint, options, ready)
 
 
 def _bound_malloc() -> None:
@@ -282,7 +293,7 @@ async def _main(
         ) as assembly,
     ):
         parts = Parts(
-            volume.name,
+            volume.mount_name,
             mountpoint,
             settings,
             assembly.blocks,

@@ -100,7 +100,7 @@ async def _recover(
         )
         store = journal_store_on(client, place)
         record, posted, keys = await _open_record(store, wanted, progress)
-        task = _Task(wanted, store, store_on(client, place), keys, record, work, progress)
+        task = Rebuilding(wanted, store, store_on(client, place), keys, record, work, progress)
         report = await task.run()
         if volume is not None:
             await task.claim()
@@ -143,7 +143,7 @@ async def _open_record(
     raise fault
 
 
-class _Task:
+class Rebuilding:
     """One recovery, from the keys to a journal in `work`."""
 
     def __init__(

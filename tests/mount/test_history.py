@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,43 @@ def test_the_trash_of_an_unmounted_volume_can_be_used_as_well(volume) -> None:
         [*mounted.COMMAND, "fsck", NAME], env=volume.environment, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_a_mount_of_the_past_shows_it_beside_the_volume_and_leaves_nothing(volume) -> None:
+    path = volume.mountpoint / "page"
+    path.write_bytes(b"old" * 50_000)
+    volume.sync()
+    before = datetime.now(UTC).isoformat()
+    path.write_bytes(b"new")
+    (volume.mountpoint / "later").touch()
+    volume.sync()
+    past = volume.folder / "past"
+    past.mkdir()
+    posted = volume.server_stats()["messages"]
+
+    told = volume.command("mount", NAME, str(past), "--at", before)
+
+    try:
+        assert "As of segment" in told
+        assert (past / "page").read_bytes() == b"old" * 50_000
+        assert not (past / "later").exists()
+        with pytest.raises(OSError, match="Read-only"):
+            (past / "page").write_bytes(b"x")
+        assert path.read_bytes() == b"new"
+        states = json.loads(volume.command("status", str(past), "--json"))
+        assert states["name"].startswith(f"{NAME}@")
+        (volume.folder / "again").mkdir()
+        with pytest.raises(RuntimeError, match="in use by process"):
+            volume.command("mount", NAME, str(volume.folder / "again"), "--at", before)
+    finally:
+        volume.command("umount", str(past))
+    assert volume.server_stats()["messages"] == posted
+    assert list((volume.state / NAME).glob("at-*")) == []
+    assert volume.status()["state"] == "mounted"
+
+
+def test_a_time_before_everything_is_refused(volume) -> None:
+    (volume.folder / "never").mkdir()
+    with pytest.raises(RuntimeError, match="no state of that time"):
+        volume.command("mount", NAME, str(volume.folder / "never"), "--at", "2020-01-01")
+    assert list((volume.state / NAME).glob("at-*")) == []
