@@ -6,8 +6,10 @@ import apsw
 import pytest
 
 from stashcordfs.errors import JournalError
+from stashcordfs.journal import Journal
 from stashcordfs.journal.census import take_census, take_contents
 from stashcordfs.journal.garbage import Condemned, Move
+from stashcordfs.journal.snapshot import Rebuild, take_snapshot
 from stashcordfs.types import ROOT_INO, ChunkId, ChunkRef, Location, ObjectId
 
 FILE = 0o100644
@@ -189,3 +191,50 @@ async def test_condemning_is_told_and_forgetting_is_not(journal, path):
     journal.commit()
     assert journal.last_change == told
     assert await journal.condemned() == []
+
+
+async def of_the_past(journal, tmp_path):
+    """A copy of the journal as it is now, for a rebuild."""
+    journal.commit()
+    take_snapshot(tmp_path / "journal.sqlite", tmp_path / "past")
+
+
+async def located(journal, tmp_path):
+    """The journal of the past, told where everything is now."""
+    journal.commit()
+    take_snapshot(tmp_path / "journal.sqlite", tmp_path / "now")
+    with Rebuild.from_snapshot(tmp_path / "old", tmp_path / "past") as rebuild:
+        rebuild.locate(tmp_path / "now")
+    return Journal.open(tmp_path / "old", clock_ns=lambda: 8)
+
+
+async def test_a_state_of_the_past_finds_its_chunks_where_they_are_now(journal, path, tmp_path):
+    ino = await made(journal, b"f", 30)
+    await packed(journal, 5, b"a", b"b", b"lost")
+    for index, name in enumerate([b"a", b"b", b"lost"]):
+        await refer(journal, ino, name, index)
+    await of_the_past(journal, tmp_path)
+    await packed(journal, 6, b"a", b"c")  # repacked, twice
+    await packed(journal, 7, b"b")
+    await journal.condemn(7, 5, [pack for _, pack in await journal.copies_of(chunk_id(b"lost"))], 9)
+    while await journal.clear_condemned():
+        pass
+    old = await located(journal, tmp_path)
+    assert [(await old.chunk_at(ino, n)).location.message for n in range(2)] == [6, 7]
+    assert (await old.chunk_at(ino, 2)).damaged
+    assert await old.find_chunk(chunk_id(b"c")) is not None  # known, so collected one day
+    assert [each.message for each in await old.condemned()] == [5]
+    assert await old.get_local("checkpoint_wanted") == "1"
+    old.close()
+
+
+async def test_a_state_of_the_past_keeps_what_has_not_moved(journal, path, tmp_path):
+    ino = await made(journal, b"f")
+    await packed(journal, 5, b"a")
+    await refer(journal, ino, b"a")
+    await of_the_past(journal, tmp_path)
+    before = await journal.chunk_at(ino, 0)
+    await packed(journal, 6, b"b")
+    old = await located(journal, tmp_path)
+    assert await old.chunk_at(ino, 0) == before
+    old.close()
