@@ -168,7 +168,7 @@ def _run(
     ready_fd: int | None,
     at_ns: int | None,
 ) -> None:
-    from stashcordfs.daemon import run_mount, run_mount_at
+    from stashcordfs.daemon import run_mount
     from stashcordfs.ops.logging import configure_logging
 
     volume = VolumeDir(settings.state_dir, name)
@@ -199,6 +199,8 @@ def _run(
         if at_ns is None:
             run_mount(settings, name, mountpoint, options, ready)
         else:
+            from stashcordfs.daemon import run_mount_at
+
             run_mount_at(settings, name, at_ns, mountpoint, options, ready)
     except BaseExceptionGroup as group:
         # Raised beside the daemon's other tasks, which were cancelled: the first of ours tells why.

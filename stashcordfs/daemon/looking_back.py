@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,9 +18,6 @@ from stashcordfs.daemon.provision import journal_store_on, open_keys, read_recor
 from stashcordfs.daemon.recovering import Rebuilding, Wanted
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
-from stashcordfs.errors import JournalError
-from stashcordfs.journal.inspection import VERSION, inspect
-from stashcordfs.journal.snapshot import relocate
 from stashcordfs.volumes import VolumeBusy, VolumeDir
 
 if TYPE_CHECKING:
@@ -80,28 +77,9 @@ async def _rebuild(settings: Settings, volume: VolumeDir, past: VolumeDir, at_ns
         api_url=place.api_url, token=Token(settings), stats=ClientStats()
     ) as client:
         store, data_store = journal_store_on(client, place), store_on(client, place)
-
-        async def rebuild(folder: Path, at_ns: int | None) -> dict[str, Any]:
-            wanted = Wanted(place.channels, place.journal_channel, at_ns=at_ns)
-            task = Rebuilding(wanted, store, data_store, keys, record, folder, lambda *_: None)
-            return await task.run()
-
-        report = await rebuild(past.path, at_ns)
-        newest = volume.journal_path
-        if not _is_newest(newest):
-            newest = past.path / "newest" / "journal.sqlite"
-            VolumeDir(past.path, "newest").create()
-            await rebuild(newest.parent, None)
-        await trio.to_thread.run_sync(relocate, past.journal_path, newest)
+        wanted = Wanted(place.channels, place.journal_channel, at_ns=at_ns)
+        task = Rebuilding(wanted, store, data_store, keys, record, past.path, lambda *_: None)
+        report = await task.run()
     shutil.copyfile(volume.path / "record", past.path / "record")
     past.write_record(place)
     (past.path / REPORT).write_text(json.dumps(report), encoding="utf-8")
-
-
-def _is_newest(path: Path) -> bool:
-    """Whether this machine's journal knows where everything is."""
-    try:
-        with inspect(path) as look:
-            return look.version == VERSION and not look.text("fenced")
-    except JournalError:
-        return False

@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import apsw
 
@@ -59,24 +58,6 @@ DELETE FROM main.packs WHERE id IN (SELECT id FROM temp.gone)
   AND id NOT IN (SELECT pack FROM main.chunks);
 DROP TABLE temp.gone;
 DROP TABLE temp.moved;
-"""
-
-
-_MOVED = """
-CREATE TEMP TABLE moved AS SELECT o.id AS old, (
-    SELECT c.id FROM n.chunks c JOIN n.packs p ON p.id = c.pack
-    WHERE c.chunk_id = o.chunk_id AND p.message > 0 LIMIT 1) AS new
-FROM main.chunks o WHERE NOT EXISTS (
-    SELECT 1 FROM n.chunks c JOIN n.packs p ON p.id = c.pack
-    WHERE c.id = o.id AND c.chunk_id = o.chunk_id AND p.message > 0);
-CREATE INDEX temp.moved_old ON moved (old);
-"""
-_MOVE = """
-INSERT OR REPLACE INTO main.packs SELECT * FROM n.packs WHERE message > 0;
-INSERT OR REPLACE INTO main.chunks SELECT c.* FROM n.chunks c JOIN n.packs p ON p.id = c.pack
-    WHERE p.message > 0;
-UPDATE chunk_list SET chunk = (SELECT new FROM temp.moved WHERE old = chunk)
-    WHERE chunk IN (SELECT old FROM temp.moved WHERE new NOT NULL);
 """
 
 
@@ -209,22 +190,6 @@ class Rebuild:
                 self._db.execute("INSERT OR REPLACE INTO local VALUES (?,?)", (key, value))
 
 
-def relocate(path: Path, newest: Path) -> int:
-    """Let an older journal at `path` find its chunks where the newest one says that they are.
-
-    Repacking has moved some since. How many are in no pack that the newest one knows: these keep
-    the place that they had. `newest` may be in use. JournalError.
-    """
-    with _opened(path) as db:
-        db.execute("ATTACH ? AS n", (f"file:{quote(str(newest))}?mode=ro",))
-        with db:
-            db.execute(_MOVED)
-            db.execute(_MOVE)
-            lost = _value(db, "SELECT count(*) FROM temp.moved WHERE new IS NULL")
-        db.execute("DETACH n")
-    return lost
-
-
 def _copy_out(db: apsw.Connection) -> None:
     """Tables with their rows, then their indexes, out of the attached copy."""
     tables = db.execute("SELECT name, sql FROM c.sqlite_schema WHERE sql LIKE 'CREATE TABLE%'")
@@ -261,8 +226,7 @@ def _as_ours() -> Iterator[None]:
 def _opened(path: Path) -> Iterator[apsw.Connection]:
     prepare_apsw()
     with _as_ours():
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-        db = apsw.Connection(str(path), flags=flags)
+        db = apsw.Connection(str(path))
         try:
             path.chmod(0o600)
             yield db
