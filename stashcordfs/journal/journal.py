@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Self
 
 from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
+from stashcordfs.journal.erasing import Erasing
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
-from stashcordfs.journal.trash import Trash
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _BATCH = 4000  # rows of a chunk list cut off before others get a turn
 XATTRS_MAX = 1 << 20  # of one inode: they go at once with it, and a segment must hold that
 
 
-class Journal(Trash):
+class Journal(Erasing):
     """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached.
 
     `Changes` adds what Discord is told of all this, `Trash` what becomes of the deleted.

@@ -143,6 +143,12 @@ CREATE INDEX objects_order ON objects (kind, number, part);
 -- Chunks that only history (and the trash) may need, and since when that is known: nothing else
 -- refers to them. What refers to one anew takes its row away in the same transaction.
 CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
+
+-- Attachments of messages that a purge deletes, and the links under which the CDN may serve them
+-- yet: it is asked again until it does not. `gone`: Discord shows the message no more.
+CREATE TABLE erasing (
+    channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL, url, since_ns,
+    gone, PRIMARY KEY (channel, message, attachment)) WITHOUT ROWID;
 """
 
 REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
@@ -205,6 +211,9 @@ MIGRATIONS: dict[int, str] = {
         channel INTEGER NOT NULL, message INTEGER NOT NULL, since_ns INTEGER NOT NULL,
         size INTEGER NOT NULL, PRIMARY KEY (channel, message)) WITHOUT ROWID;
     CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
+    CREATE TABLE erasing (
+        channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL, url,
+        since_ns, gone, PRIMARY KEY (channel, message, attachment)) WITHOUT ROWID;
     CREATE TABLE trash (
         ino INTEGER NOT NULL PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
         deleted_ns INTEGER NOT NULL, lost INTEGER NOT NULL);
