@@ -15,15 +15,21 @@ import trio
 from stashcordfs.cache import LocalFiles, Marks
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal import Journal
+from stashcordfs.ops.audit import AuditLog
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.checkpointing import Checkpointer, CheckpointSettings
+from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability, Levels
+from stashcordfs.vfs.erasing import Eraser
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.garbage_plan import CollectSettings
 from stashcordfs.vfs.journal_channel import JournalChannel
 from stashcordfs.vfs.network import Network
+from stashcordfs.vfs.orphans import Orphans
 from stashcordfs.vfs.publishing import Publisher, PublishSettings
 from stashcordfs.vfs.reading import Reader
+from stashcordfs.vfs.repacking import Repacker
 from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
@@ -71,6 +77,7 @@ class Telling:
     requests: Callable[[], int] = lambda: 0
     settings: PublishSettings | None = None
     checkpoints: CheckpointSettings | None = None
+    garbage: CollectSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,8 @@ class Assembly:
     nursery: trio.Nursery
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
+    eraser: Eraser | None = None
 
 
 def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
@@ -169,6 +178,55 @@ async def _told(
     fence.on_fenced = uploader.look_again
     durability.published = publisher.flush
     return fence, publisher
+
+
+def _collecting(
+    telling: Telling,
+    folder: Path,
+    journal: Journal,
+    store: ObjectStore,
+    keys: VolumeKeys,
+    uploader: Uploader,
+    settler: Settler,
+    publisher: Publisher,
+    fence: Fence,
+    network: Network,
+    clock: Callable[[], float],
+    now_ns: Callable[[], int],
+) -> Collector:
+    """The parts that collect garbage: only a volume that tells Discord of its journal may."""
+    settings = telling.garbage or CollectSettings()
+    repacker = Repacker(
+        journal=journal,
+        store=store,
+        keys=keys,
+        settler=settler,
+        head=publisher.head,
+        compress=lambda: uploader.settings.compress,
+    )
+    orphans = Orphans(
+        journal=journal,
+        store=store,
+        keys=keys,
+        now_ns=now_ns,
+        grace_s=settings.history_s,
+        every_s=settings.orphans_every_s,
+    )
+    return Collector(
+        journal=journal,
+        path=folder / "journal.sqlite",
+        store=store,
+        uploader=uploader,
+        publisher=publisher,
+        fence=fence,
+        repacker=repacker,
+        orphans=orphans,
+        now_ns=now_ns,
+        clock=clock,
+        requests=telling.requests,
+        offline=lambda: network.gone,
+        settings=settings,
+    )
 
 
 @asynccontextmanager
@@ -252,7 +310,7 @@ async def assembled(
             durability = Durability(
                 blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
             )
-            publisher, fence = None, None
+            publisher, fence, collector, eraser = None, None, None, None
             if telling is not None:
                 fence, publisher = await _told(
                     telling,
@@ -265,6 +323,25 @@ async def assembled(
                     clock,
                     now_ns,
                     report,
+                )
+                collector = _collecting(
+                    telling, folder, journal, store, keys, uploader, settler, publisher, fence,
+                    network, clock, now_ns,
+                )  # fmt: skip
+                eraser = Eraser(
+                    journal=journal,
+                    folder=folder,
+                    blocks=blocks,
+                    store=store,
+                    keys=keys,
+                    journal_channel=telling.store.channels[0],
+                    uploader=uploader,
+                    durability=durability,
+                    publisher=publisher,
+                    fence=fence,
+                    collector=collector,
+                    now_ns=now_ns,
+                    audit=AuditLog(folder / "audit.log"),
                 )
             filesystem = FileSystem(
                 journal=journal,
@@ -290,7 +367,7 @@ async def assembled(
             )
             yield Assembly(
                 journal, blocks, reader, uploader, settler, durability, levels, filesystem, trash,
-                nursery, publisher, fence,
+                nursery, publisher, fence, collector, eraser,
             )  # fmt: skip
             nursery.cancel_scope.cancel()
         await durability.sync()

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.durability import Durability, Levels
+    from stashcordfs.vfs.erasing import Eraser
     from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.publishing import Publisher
@@ -98,6 +99,7 @@ class Parts:
     verifier: Verifier
     publisher: Publisher | None = None
     fence: Fence | None = None
+    eraser: Eraser | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
@@ -145,6 +147,7 @@ class Parts:
             "damaged_blocks": self.verifier.damaged_blocks,
             "trash_files": self.trash.usage[0],
             "trash_bytes": self.trash.usage[1],
+            "erasing": self.eraser.pending if self.eraser else 0,
             **self._told(),
             "last_error": self.fenced or self.report.last_error,
         }
@@ -325,6 +328,7 @@ async def _main(
             verifier_of(assembly, volume, store, keys, report),
             assembly.publisher,
             assembly.fence,
+            assembly.eraser,
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
     left = parts.blocks.room.dirty_bytes, len(parts.blocks.queue)
@@ -361,6 +365,8 @@ async def _serve(
     )
     session = Session(operations, parts.mountpoint, name=parts.name, options=options)
     parts.trash.named = operations.named
+    if parts.eraser is not None:
+        parts.eraser.unnamed = operations.unnamed
     control = Control(parts, session, notifier, metrics)
     with session.mounted():
         for task in (
@@ -369,6 +375,7 @@ async def _serve(
             parts.uploader.run,
             parts.settler.run_watch,
             *([] if options.get("ro") else [parts.trash.run]),
+            *([parts.eraser.run] if parts.eraser else []),
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,

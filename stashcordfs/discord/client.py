@@ -41,6 +41,7 @@ from stashcordfs.errors import (
     TooLarge,
     UsageError,
 )
+from stashcordfs.ops.accounting import count_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -425,6 +426,7 @@ class DiscordClient:
             token = self.gate.usable(self._clock(), probe=call.probe)
             request = self._build(call, token)
             self.stats.requests += 1
+            count_request()
             with self._connections.breakable() as scope:
                 outcome = await wire.exchange(
                     self._connections.api, request, body=call.body, limit_s=10 * self._timeout_s

@@ -115,11 +115,15 @@ class Needed:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What must be kept of some packs, and the blocks that refer to it (`new` still 0)."""
+    """What must be kept of some packs, and the blocks that refer to it (`new` still 0).
+
+    `excepted`: blocks that refer to what was to be left out.
+    """
 
     packs: dict[int, tuple[ObjectId, int, Location]]  # by row: id, epoch, place
     needed: Sequence[Needed]
     blocks: Sequence[Move]
+    excepted: Sequence[Move]
 
 
 def take_census(path: Path, *, kept_since_ns: int) -> Census:
@@ -168,10 +172,15 @@ def take_contents(
             if row not in without
         ]  # fmt: skip
         look.run("CREATE TEMP TABLE wanted (chunk INTEGER PRIMARY KEY)")
-        for chunk in needed:
-            look.run("INSERT INTO temp.wanted VALUES (?)", (chunk.row,))
+        for row in (*(chunk.row for chunk in needed), *without):
+            look.run("INSERT OR IGNORE INTO temp.wanted VALUES (?)", (row,))
         blocks = [Move(ino, index, chunk, 0) for ino, index, chunk in look.rows(_REFERENCES)]
-    return Contents(known, needed, blocks)
+    return Contents(
+        known,
+        needed,
+        [block for block in blocks if block.old not in without],
+        [block for block in blocks if block.old in without],
+    )
 
 
 @contextmanager

@@ -103,8 +103,14 @@ class Erasing(Trash):
         return {ChunkId(bytes(row[0])) for row in rows}
 
     async def pack_places(self) -> dict[ObjectId, tuple[int, int, int]]:
-        """Every pack that the journal knows: its row, its channel and message (0: on its way)."""
-        rows = self._db.all("SELECT object_id, id, channel, abs(message) FROM packs")
+        """Every pack that the journal knows and has not condemned: row, channel, message.
+
+        message 0: on its way; below 0: it was found missing, as -message.
+        """
+        rows = self._db.all(
+            "SELECT object_id, id, channel, message FROM packs p WHERE NOT EXISTS (SELECT 1"
+            " FROM condemned k WHERE k.channel = p.channel AND k.message = -p.message)"
+        )
         return {ObjectId(bytes(row[0])): (row[1], row[2], row[3]) for row in rows}
 
     async def add_erased(self, attachments: Iterable[Erased]) -> None:
@@ -116,7 +122,10 @@ class Erasing(Trash):
     async def erased(self) -> list[Erased]:
         """What is not known to be gone from everywhere, oldest first."""
         rows = self._db.all("SELECT * FROM erasing ORDER BY since_ns, message, attachment")
-        return [Erased(*row[:5], bool(row[5])) for row in rows]
+        return [
+            Erased(channel, message, attachment, url, since_ns, bool(gone))
+            for channel, message, attachment, url, since_ns, gone in rows
+        ]
 
     @property
     def erasing_count(self) -> int:

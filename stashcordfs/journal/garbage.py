@@ -14,7 +14,7 @@ from stashcordfs.journal.holdings import Holdings
 from stashcordfs.types import ChunkId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from stashcordfs.types import Ino, ObjectId
 
@@ -91,13 +91,17 @@ class Garbage(Holdings):
             for noted in self._noted:
                 noted.update(blocks)
 
-    async def referred_chunks(self, blocks: Iterable[Block]) -> dict[Block, int]:
-        """The rows of chunks that these blocks refer to now."""
+    async def referred_chunks(self, blocks: Iterable[Block]) -> dict[Block, tuple[int, int]]:
+        """What these blocks refer to now: the row of the chunk, and of its pack."""
         found = {}
         for block in blocks:
-            row = self._db.one("SELECT chunk FROM chunk_list WHERE ino = ? AND idx = ?", block)
+            row = self._db.one(
+                "SELECT l.chunk, c.pack FROM chunk_list l JOIN chunks c ON c.id = l.chunk"
+                " WHERE l.ino = ? AND l.idx = ?",
+                block,
+            )
             if row is not None:
-                found[block] = int(row[0])
+                found[block] = int(row[0]), int(row[1])
         return found
 
     async def note_unused(self, chunks: Sequence[int], since_ns: int) -> None:
@@ -118,6 +122,12 @@ class Garbage(Holdings):
         """Rows of a chunk that Discord is known to have, each with its pack's row."""
         return [(chunk, pack) for chunk, pack in self._db.all(_COPIES, (chunk_id,))]
 
+    async def packs_of(self, chunks: Iterable[int]) -> set[int]:
+        """The rows of the packs that hold these rows of chunks."""
+        sql = "SELECT pack FROM chunks WHERE id = ?"
+        rows = (self._db.one(sql, (chunk,)) for chunk in chunks)
+        return {row[0] for row in rows if row is not None}
+
     async def chunk_rows(self, object_id: ObjectId) -> dict[ChunkId, int]:
         """The rows of a pack's chunks."""
         rows = self._db.all(
@@ -136,8 +146,11 @@ class Garbage(Holdings):
                     self._db.touched.add((move.ino, move.block))
                     self._db.run("DELETE FROM unused WHERE chunk = ?", (move.new,))
 
-    async def keep_unused(self, chunks: Sequence[tuple[int, int]]) -> None:
-        """Chunks (old row, new row) that only history needs: known as long as the old ones were."""
+    async def keep_unused(self, chunks: Iterable[tuple[int, int]]) -> None:
+        """Chunks (old row, new row) that only history needs: known as long as the old ones were.
+
+        Of a new row that nothing has referred to yet: called in the step that makes it known.
+        """
         with self._db.operation:
             for old, new in chunks:
                 self._db.run(
@@ -145,11 +158,33 @@ class Garbage(Holdings):
                     (new, old),
                 )
 
+    async def prolong_unused(self, old: int, other: int) -> None:
+        """What only history needs is another row's to keep, if that is not in use itself."""
+        with self._db.operation:
+            self._db.run(
+                "UPDATE unused SET since_ns = max(since_ns, o.since_ns)"
+                " FROM (SELECT since_ns FROM unused WHERE chunk = ?) AS o WHERE chunk = ?",
+                (old, other),
+            )
+
     # ------------------------------------------------------------------ condemning
 
     async def packs_on_their_way(self) -> set[int]:
         """Rows of packs whose upload is not closed."""
         return {row[0] for row in self._db.all("SELECT pack FROM intent_packs")}
+
+    async def packs_with_more(self, packs: Iterable[int], excused: Collection[int]) -> set[int]:
+        """Those of the packs (rows) with a chunk that is not known as unused, nor excused."""
+        found = set()
+        for pack in packs:
+            rows = self._db.all(
+                "SELECT id FROM chunks c WHERE pack = ?"
+                " AND NOT EXISTS (SELECT 1 FROM unused n WHERE n.chunk = c.id)",
+                (pack,),
+            )
+            if any(row[0] not in excused for row in rows):
+                found.add(pack)
+        return found
 
     async def condemn(self, channel: int, message: int, packs: Iterable[int], size: int) -> None:
         """Nothing in a message is needed any more: from here on nothing refers to its chunks.

@@ -70,6 +70,19 @@ class Holdings:
             for row, object_id, epoch, *where, lost in self._db.all(_HELD, (after, _PACKS_AT_ONCE))
         ]
 
+    async def still_held(self, packs: Iterable[HeldPack]) -> list[HeldPack]:
+        """Those that nobody has condemned since."""
+        return [
+            pack
+            for pack in packs
+            if self._db.one("SELECT 1 FROM packs WHERE id = ?", (pack.row,)) is not None
+            and self._db.one(
+                "SELECT 1 FROM condemned WHERE channel = ? AND message = ?",
+                (pack.location.channel, pack.location.message),
+            )
+            is None
+        ]
+
     async def chunks_of(self, pack: HeldPack) -> list[tuple[int, ChunkRef]]:
         """The chunks of a pack with their row numbers, in the pack's order."""
         return [

@@ -200,6 +200,7 @@ class Verifier:
                 (there if seen else suspects).append(pack)
         known = [pack for pack in suspects if pack.lost]  # told before, and still so
         missing = await self._confirm([pack for pack in suspects if not pack.lost], outcome)
+        missing = await self._journal.still_held(missing)  # not what was collected meanwhile
         gone = {pack.row for pack in (*missing, *known)}
         there += [pack for pack in suspects if pack.row not in gone]
         back = [pack for pack in there if pack.lost and await self._has_bytes(pack)]
@@ -272,6 +273,8 @@ class Verifier:
             try:
                 await self._open_pack(pack, outcome)
             except ObjectMissing:
+                if not await self._journal.still_held([pack]):
+                    continue
                 outcome.missing_packs.append(pack.location.filename)
                 await self._journal.set_lost([pack], lost=True)
             self.done += pack.location.size_bytes

@@ -40,11 +40,11 @@ from stashcordfs.types import ROOT_INO, ChunkId, Ino
 from stashcordfs.vfs.trash_can import plain, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable
     from pathlib import Path
 
     from stashcordfs.crypto.keys import VolumeKeys
-    from stashcordfs.journal import Journal, Trashed
+    from stashcordfs.journal import Journal
     from stashcordfs.store.api import ObjectStore
     from stashcordfs.store.pack import Table
     from stashcordfs.types import Attributes, Location
@@ -125,14 +125,12 @@ class Eraser:
         store: ObjectStore,
         keys: VolumeKeys,
         journal_channel: int,
-        channels: Sequence[int],
         uploader: Uploader,
         durability: Durability,
         publisher: Publisher,
         fence: Fence,
         collector: Collector,
         now_ns: Callable[[], int],
-        now_s: Callable[[], float],
         audit: Callable[[dict[str, object]], None],
     ) -> None:
         """Take the collaborators. `audit` writes a line durably."""
@@ -142,18 +140,22 @@ class Eraser:
         self._store = store
         self._keys = keys
         self._journal_channel = journal_channel
-        self._channels = sorted({*channels, journal_channel})
+        self._channels = sorted({*store.channels, journal_channel})
         self._uploader = uploader
         self._durability = durability
         self._publisher = publisher
         self._fence = fence
         self._collector = collector
         self._now_ns = now_ns
-        self._now_s = now_s
         self._audit = audit
         self._turn = trio.Lock()
         self.stage = ""
         self.unnamed: Callable[[Ino, bytes, Ino], None] = lambda *_: None  # the kernel must forget
+
+    @property
+    def pending(self) -> int:
+        """Attachments that were purged, and are not known to be gone from everywhere."""
+        return self._journal.erasing_count
 
     # ------------------------------------------------------------------ planning
 
@@ -373,9 +375,14 @@ class Eraser:
             if not task.is_told_in(table):
                 clean.add((at.message, object_id))
                 return
-            row = places.get(object_id)
-            if row is not None and (row[1], row[2]) == (at.channel, at.message):
-                known.add(row[0])
+            row, channel, message = places.get(object_id, (0, 0, 0))
+            if row and message <= 0:
+                raise StashcordError(
+                    "an upload is being settled, or a pack that was missing is there again: run "
+                    "stashcordfs verify; the purge goes on then"
+                )
+            if row and (channel, message) == (at.channel, at.message):
+                known.add(row)
             elif (at.channel, at.message) not in held:
                 strays.add((at.channel, at.message))
 
@@ -389,7 +396,7 @@ class Eraser:
     async def _pages(
         self, channels: Iterable[int], kinds: Collection[int]
     ) -> AsyncIterator[list[Location]]:
-        """This volume's objects of some kinds, page by page."""
+        """Objects of some kinds that bear this volume's names, page by page."""
         for channel in channels:
             after: int | None = 0
             while after is not None:

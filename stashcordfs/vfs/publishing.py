@@ -98,6 +98,7 @@ class Publisher:
         self._busy = busy
         self._wake = trio.Event()
         self._changed = trio.Event()
+        self._noted = trio.Event()
         self._due_s = math.inf
         self._oldest_s = math.inf  # of what is in no segment yet
         self._written_s = math.inf  # of content whose change is in the open group
@@ -151,6 +152,15 @@ class Publisher:
         """The newest segment that was cut; None before the first."""
         number, digest = await self._fence.head()
         return Head(number, digest) if number else None
+
+    async def due(self) -> None:
+        """Return when there is something to tell: what is changed now goes along with it."""
+        while self._due_s == math.inf and self._wanted <= self._posted:
+            await self._noted.wait()
+
+    async def told(self) -> None:
+        """Return after the next round: a segment was posted, or the channel was looked at."""
+        await self._changed.wait()
 
     def retry_now(self) -> None:
         """Forget the delay after failures: the network may be back."""
@@ -228,6 +238,8 @@ class Publisher:
         if due_s < self._due_s:
             self._due_s = due_s
             self._wake.set()
+            self._noted.set()
+            self._noted = trio.Event()
 
     def _due_in(self) -> float:
         now = self._clock()

@@ -99,7 +99,7 @@ async def test_a_reference_ends_the_time_in_its_own_transaction(journal, path):
         await refer(journal, ino, b"a")
     assert journal._db.all("SELECT * FROM unused") == []
     assert noted == {(ino, 0)}
-    assert await journal.referred_chunks(noted) == {(ino, 0): row[b"a"]}
+    assert (await journal.referred_chunks(noted))[ino, 0][0] == row[b"a"]
 
 
 async def test_an_upload_that_is_not_closed_is_not_counted_as_unused(journal, path):
@@ -146,6 +146,7 @@ async def test_contents_are_what_must_be_kept_and_who_refers_to_it(journal, path
         (row[b"live"], False), (row[b"history"], True),
     ]  # fmt: skip
     assert list(found.blocks) == [Move(ino, 0, row[b"live"], 0)]
+    assert list(found.excepted) == [Move(ino, 1, row[b"doomed"], 0)]
     assert found.packs[pack][2].message == 5
 
 
@@ -158,9 +159,9 @@ async def test_a_block_moves_to_another_copy_unless_it_has_changed_since(journal
     await journal.move_blocks([Move(ino, 0, old, new)])
     assert (await journal.chunk_at(ino, 0)).ref.chunk_id == chunk_id(b"b")
     await refer(journal, ino, b"a")
-    now = (await journal.referred_chunks([(ino, 0)]))[ino, 0]
+    now = (await journal.referred_chunks([(ino, 0)]))[ino, 0][0]
     await journal.move_blocks([Move(ino, 0, now, old + new - now)])
-    assert await journal.referred_chunks([(ino, 0)]) == {(ino, 0): old + new - now}
+    assert (await journal.referred_chunks([(ino, 0)]))[ino, 0][0] == old + new - now
 
 
 async def test_what_is_condemned_is_chosen_no_more_and_its_rows_go(journal, path):

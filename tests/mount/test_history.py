@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -114,3 +115,58 @@ def test_a_time_before_everything_is_refused(volume) -> None:
     with pytest.raises(RuntimeError, match="no state of that time"):
         volume.command("mount", NAME, str(volume.folder / "never"), "--at", "2020-01-01")
     assert list((volume.state / NAME).glob("at-*")) == []
+
+
+def admin(volume, path: str, body: object) -> None:
+    base = str(volume.server["api_url"]).partition("/api/")[0]
+    data = json.dumps(body).encode()
+    with urllib.request.urlopen(f"{base}/_sandbox/{path}", data=data, timeout=30):
+        pass
+
+
+def test_a_purged_file_is_gone_for_programs_and_from_the_state_folder(volume) -> None:
+    folder = volume.mountpoint / "papers"
+    folder.mkdir()
+    (folder / "very-secret-name").write_bytes(b"very secret content " * 5000)
+    (folder / "kept").write_bytes(b"kept" * 1000)
+    volume.sync()
+    (folder / "very-secret-name").write_bytes(b"very secret content, again " * 5000)
+    volume.sync()
+    assert (folder / "very-secret-name").stat().st_size  # the kernel knows it
+    with pytest.raises(RuntimeError, match="--recursive"):
+        volume.command("purge", str(folder), "--yes")
+    plan = json.loads(
+        volume.command("purge", str(folder / "very-secret-name"), "--dry-run", "--json")
+    )
+    assert (plan["files"], plan["trashed"]) == (1, 1)
+    assert (folder / "very-secret-name").exists()
+    rule = {"kind": "linger", "route": "*", "seconds": 3600, "for_s": 600}
+    admin(volume, "faults", {"seed": 1, "rules": [rule]})  # the CDN goes on to serve it
+
+    told = volume.command("purge", str(folder / "very-secret-name"), "--yes")
+
+    assert "This cannot be undone" in told
+    assert "The CDN still serves" in told
+    assert volume.status()["erasing"] > 0
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+    assert not (folder / "very-secret-name").exists()
+    assert (folder / "kept").read_bytes() == b"kept" * 1000
+    for path in volume.state.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert b"very-secret-name" not in data, path
+            assert b"very secret content" not in data, path
+    line = json.loads((volume.state / NAME / "audit.log").read_text().splitlines()[-1])
+    assert (line["action"], line["files"]) == ("purge", 1)
+
+
+def test_an_unmounted_volume_can_be_purged_as_well(volume) -> None:
+    (volume.mountpoint / "another").write_bytes(b"x" * 100_000)
+    volume.umount()
+    admin(volume, "clock", {"advance_s": 7200})  # the CDN has let go
+    volume.command("purge", "/another", "--volume", NAME, "--yes")
+    volume.mount()
+    assert not (volume.mountpoint / "another").exists()
+    assert (volume.mountpoint / "papers" / "kept").read_bytes() == b"kept" * 1000
+    assert volume.status()["erasing"] == 0
+    shutil.rmtree(volume.mountpoint / "papers")

@@ -15,7 +15,9 @@ from stashcordfs.journal import Journal
 from stashcordfs.store.folder_store import FolderStore
 from stashcordfs.types import ROOT_INO, Ino
 from stashcordfs.vfs.blocks import Blocks
+from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability
+from stashcordfs.vfs.erasing import Eraser
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
 from stashcordfs.vfs.publishing import Publisher
@@ -96,6 +98,8 @@ class Volume:
     reports: list[str] = field(default_factory=list)
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
+    eraser: Eraser | None = None
 
     async def make(self, name: bytes, data: bytes = b"", *, parent: Ino = ROOT_INO) -> Ino:
         fh, made = await self.fs.create(parent, name, 0o644, 2, 0, 0)
@@ -197,4 +201,6 @@ async def volume(
             reports,
             made.publisher,
             made.fence,
+            made.collector,
+            made.eraser,
         )

@@ -451,6 +451,7 @@ def mend(path: Path, block_bytes: int, lost: Iterable[LostFile] = ()) -> list[st
                 repairs.all()
                 if repairs.done:  # in no segment: Discord learns of it by a checkpoint
                     connection.execute(schema.WANT_CHECKPOINT)
+                    connection.execute("DELETE FROM unused")  # history's time begins anew
             return repairs.done
     except apsw.Error as error:
         raise JournalError(f"the journal {path} cannot be mended: {error}") from error
