@@ -294,8 +294,10 @@ class Settings:
     history_days: float = _setting(
         7.0,
         _number(0, 3650),
-        "days that what was deleted or overwritten can come back; 0: off",
-        reloadable=True,
+        "days that deleted and overwritten content, and earlier states, can come back; 0: off",
+    )
+    gc_share: float = _setting(
+        0.15, _number(0, 1), "share of all requests that collecting garbage may take; 0: none"
     )
     given: frozenset[str] = frozenset()
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "sync": "Return when Discord has what lies below a path.",
     "fsck": "Check a volume's journal and local state, and mend them.",
     "verify": "Check that Discord still has everything.",
+    "gc": "Take off Discord what nothing needs any more.",
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
     "recover": "Get a volume back from Discord on this machine.",

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a volume is mounted. Bytes and seconds."""
+    """How a volume is mounted. Bytes and seconds. `history_s`: of the trash, 0: it is off."""
 
     block_bytes: int
     limits: CacheLimits
@@ -59,7 +59,7 @@ class Options:
     settle_delay_s: float = 20.0
     durability: str = "local"
     noatime: bool = False
-    history_s: float = 7 * 86_400.0
+    history_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

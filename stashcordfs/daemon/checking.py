@@ -1,7 +1,7 @@
-"""Checking a volume from a command: `fsck` over journal and local state, `verify` over Discord.
+"""What a command does to a volume: `fsck` here; `verify` and `gc` on Discord.
 
-A mounted volume is verified by its own daemon (`verifying`). Here the volume is assembled as for a
-mount, but for the kernel, and what must be sent anew is sent at once.
+A mounted volume is verified, and its garbage collected, by its own daemon. Here the volume is
+assembled as for a mount, but for the kernel, and what must be sent anew is sent at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from stashcordfs.daemon.collecting import collecting
 from stashcordfs.daemon.ground import ground_of, is_another
 from stashcordfs.daemon.opened import opened, unheard
 from stashcordfs.daemon.provision import read_record
@@ -110,4 +111,33 @@ async def _verify_assembled(
             progress("sending anew", 0, 0)
             made.nursery.start_soon(made.uploader.run)
             await made.filesystem.sync_remote()
+    return outcome
+
+
+def collect_volume(
+    settings: Settings, name: str, *, progress: Callable[[str, int, int], None]
+) -> dict[str, object]:
+    """Collect the garbage of a volume that nobody has mounted. VolumeBusy when somebody has.
+
+    It claims the volume, as a mount does. Blocks.
+    """
+    volume = VolumeDir(settings.state_dir, name)
+    volume.read_record()
+    with volume.lock():
+        return trio.run(partial(_collect_opened, settings, volume, progress=progress))
+
+
+async def _collect_opened(
+    settings: Settings, volume: VolumeDir, *, progress: Callable[[str, int, int], None]
+) -> dict[str, object]:
+    outcome: dict[str, object] = {}
+    async with opened(settings, volume, telling_too=True) as (made, _, _):
+        assert made.collector is not None
+        assert made.publisher is not None
+        async for event in collecting(made.collector, made.nursery):
+            if "outcome" in event:
+                outcome = event["outcome"]
+            else:
+                progress(str(event["stage"]), 0, 0)
+        await made.publisher.finish()
     return outcome

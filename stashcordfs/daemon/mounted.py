@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from stashcordfs.config import Settings
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.collecting import Collector
     from stashcordfs.vfs.durability import Durability, Levels
     from stashcordfs.vfs.erasing import Eraser
     from stashcordfs.vfs.fencing import Fence
@@ -99,6 +100,7 @@ class Parts:
     verifier: Verifier
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
     eraser: Eraser | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
@@ -116,6 +118,18 @@ class Parts:
         return {
             "segment": self.publisher.segment,
             "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+        }
+
+    def _garbage(self) -> dict[str, object]:
+        """What the last census found, and what was collected since the mount."""
+        if self.collector is None:
+            return {}
+        total = self.collector.total
+        return {
+            "history_bytes": total.history_bytes,
+            "garbage_bytes": total.dead_bytes + total.condemned_bytes,
+            "collected_bytes": total.deleted_bytes,
+            "gc_requests": self.collector.account.requests,
         }
 
     def status(self) -> dict[str, object]:
@@ -149,6 +163,7 @@ class Parts:
             "trash_bytes": self.trash.usage[1],
             "erasing": self.eraser.pending if self.eraser else 0,
             **self._told(),
+            **self._garbage(),
             "last_error": self.fenced or self.report.last_error,
         }
 
@@ -163,7 +178,6 @@ class Parts:
         self.blocks.room.limits = cache_limits(new)
         self.uploader.settings = upload_settings(new)
         self.levels.default = new.durability
-        self.trash.keep_s = history_s(new)
         self.durability.deadline_s = new.network_deadline_s
         self.filesystem.limit_reads(new.network_deadline_s)
         if new.token is not None:
@@ -202,11 +216,6 @@ def upload_settings(settings: Settings) -> UploadSettings:
     )
 
 
-def history_s(settings: Settings) -> float:
-    """How long what is deleted can come back, in seconds."""
-    return settings.history_days * 86_400.0
-
-
 def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> Options:
     """How the parts are built."""
     return Options(
@@ -219,7 +228,7 @@ def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> 
         settle_delay_s=settings.settle_delay_s,
         durability=settings.durability,
         noatime=noatime,
-        history_s=history_s(settings),
+        history_s=settings.history_days * 86_400.0,
     )
 
 
@@ -292,7 +301,7 @@ async def _main(
             power_lost=partial(power_was_lost, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
-            telling=None if options.get("ro") else telling(client, volume, stats),
+            telling=None if options.get("ro") else telling(client, volume, stats, settings),
         ) as assembly,
     ):
         parts = Parts(
@@ -328,6 +337,7 @@ async def _main(
             verifier_of(assembly, volume, store, keys, report),
             assembly.publisher,
             assembly.fence,
+            assembly.collector,
             assembly.eraser,
         )
         await _serve(parts, volume, options, ready, assembly.nursery)
@@ -381,6 +391,7 @@ async def _serve(
             parts.sleep.run,
             operations.interrupts.run,
             *([parts.publisher.run] if parts.publisher else []),
+            *([parts.collector.run] if parts.collector and settings.gc_share else []),
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

@@ -62,7 +62,7 @@ async def opened(
             power_lost=partial(power_was_lost, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=unheard,
-            telling=telling(client, volume, stats) if telling_too else None,
+            telling=telling(client, volume, stats, settings) if telling_too else None,
         ) as made,
     ):
         if made.publisher is not None and made.fence is not None:

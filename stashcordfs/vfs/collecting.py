@@ -126,6 +126,7 @@ class Collector:
         self._unreadable: set[Address] = set()
         self._seen_change = -1
         self._posted_bytes = 0  # by the last repacking
+        self.stage = ""
 
     # ------------------------------------------------------------------ in the background
 
@@ -184,6 +185,7 @@ class Collector:
 
     async def _finds_some(self, *, thorough: bool) -> bool:
         async with self._turn:
+            self.stage = "looking for what nothing needs"
             await self._clear()
             async with self.looking() as (census, _):
                 return bool(self._plan(census, thorough=thorough))
@@ -216,6 +218,7 @@ class Collector:
         return [*([plan.dead] if plan.dead else []), *batches(plan.sparse, room)]
 
     async def _act(self, outcome: Outcome, *, thorough: bool) -> None:
+        self.stage = "packing anew what is needed"
         async with self.looking() as (census, noted):
             for batch in self._plan(census, thorough=thorough):
                 if not batch[0].needed_bytes:
@@ -421,6 +424,7 @@ class Collector:
         await self._delete(await self._due(), outcome, thorough=thorough)
 
     async def _delete(self, due: Sequence[Condemned], outcome: Outcome, *, thorough: bool) -> None:
+        self.stage = "deleting"
         for batch in self._bulks(due):
             if not thorough and self._allowance() < 1:
                 return
@@ -449,6 +453,7 @@ class Collector:
         return [*bulks, *found]
 
     async def _collect_orphans(self, outcome: Outcome) -> None:
+        self.stage = "looking for orphans"
         found, ripe = await self._orphans.look()
         outcome.orphans, outcome.orphan_bytes = len(found), sum(found.values())
         for at in range(0, len(ripe), _BULK):

@@ -411,7 +411,7 @@ async def test_what_was_replaced_by_content_that_never_got_there_is_in_the_trash
     clock, tmp_path, channel, how
 ) -> None:
     old = os.urandom(BLOCK + 9)
-    async with volume(tmp_path / "old", telling=told(channel)) as v:
+    async with volume(tmp_path / "old", telling=told(channel), history_s=1e6) as v:
         ino = await v.make(b"doc", old)
         await v.fs.sync_remote()
         v.uploader.halted = lambda: True

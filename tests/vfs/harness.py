@@ -147,6 +147,7 @@ async def volume(
     other_store: ObjectStore | None = None,
     durability: str = "local",
     telling: Telling | None = None,
+    history_s: float = 0.0,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one.
 
@@ -173,6 +174,7 @@ async def volume(
             deadline_s=deadline_s,
             max_file_bytes=1 << 41,
             durability=durability,
+            history_s=history_s,
         ),
         store=other_store or store,
         keys=KEYS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,10 @@ from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.checkpointing import CheckpointSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, KEYS, volume
+import harness
+from harness import BLOCK, KEYS
+
+volume = partial(harness.volume, history_s=7 * 86_400.0)
 
 GENESIS = bytes(range(32))
 RECORD = PostedRecord("stashcordfs-volume-x-1.json", b"{}")

@@ -338,7 +338,6 @@ async def test_a_new_file_is_known_to_have_no_attributes_until_it_gets_one(tmp_p
 
 async def test_a_removed_cached_file_leaves_nothing_behind(tmp_path: Path) -> None:
     async with volume(tmp_path) as v:
-        v.trash.keep_s = 0
         fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, os.O_RDWR, 0, 0)
         await v.fs.write(fh, 0, os.urandom(2 * BLOCK + 5))
         await v.fs.release(fh)

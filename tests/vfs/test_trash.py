@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from stashcordfs.recovery import fsck
 from stashcordfs.types import ROOT_INO
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, volume
+import harness
+from harness import BLOCK
+
+WEEK_S = 7 * 86_400.0
+volume = partial(harness.volume, history_s=WEEK_S)
 
 
 @pytest.fixture
