@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTEST_ARGS ?=
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power demo-stop clean help
+COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-crash-kill soak-crash-power demo-stop clean help
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -22,6 +22,7 @@ help:
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
+	@echo 'make soak-garbage  write and delete 10 GiB over 60 days, twice: what Discord holds, what it costs (30 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
@@ -62,6 +63,9 @@ soak-uploads: .venv/.stamp-dev
 
 soak-recover: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py recover --write
+
+soak-garbage: .venv/.stamp-dev
+	$(BIN)/python tests/soak/run.py garbage --state .venv/.soak-garbage.json --write
 
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write
