@@ -289,6 +289,9 @@ class Settings:
         3600.0, _number(0, 1e6), "how long the kernel keeps attributes"
     )
     max_file_bytes: int = _setting(2 * TIB, _size(MIB, 1 << 52), "largest file")
+    max_size: int = _setting(
+        0, _size(0), "most that the volume may hold, as du counts; 0: no bound", reloadable=True
+    )
     compression: bool = _setting(True, _boolean, "zstd before sealing, where it helps")
     dedup: bool = _setting(True, _boolean, "store equal blocks once")
     history_days: float = _setting(

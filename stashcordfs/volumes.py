@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FSTYPE = "fuse.stashcordfs"
-FSNAME_PREFIX = "stashcordfs:"
+FSNAME_PREFIX = "discord:"  # of a mount's source: a name and a colon look like a network place
 _PAST = "at-"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCK_TRIES = 5
@@ -114,6 +114,10 @@ class VolumeDir:
     @property
     def journal_path(self) -> Path:
         return self.path / "journal.sqlite"
+
+    @property
+    def limits_path(self) -> Path:
+        return self.path / "limits.json"
 
     @property
     def blocks_path(self) -> Path:

@@ -15,11 +15,11 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path
+from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path, wait_for_exit
 from stashcordfs.cli.output import parse_time, read_secret
 from stashcordfs.config import PREFIX, SETTING_NAMES, Settings
 from stashcordfs.errors import StashcordError, UsageError
-from stashcordfs.volumes import VolumeBusy, VolumeDir
+from stashcordfs.volumes import FSNAME_PREFIX, VolumeBusy, VolumeDir, read_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ENDING_S = 30.0
 _SECRETS = ("token", "passphrase")
 
 
@@ -50,11 +51,13 @@ def command(
 ) -> None:
     """Mount the volume NAME on the empty directory MOUNTPOINT.
 
-    -o takes ro, noatime, allow_other, and any setting, such as cache_bytes=5GiB.
+    -o takes ro, noatime, uid=1000, what else docs/posix.md has, and any setting, such as
+    cache_bytes=5GiB.
 
     With --at, what Discord knew at that time, as far back as history_days; the volume itself may be
     mounted elsewhere meanwhile.
     """
+    name = name.removeprefix(FSNAME_PREFIX)
     at_ns = None if at is None else parse_time(at)
     flags, mount_options = split_options(options)
     settings = globals_.settings(volume=name, flags=flags)
@@ -115,7 +118,7 @@ def start_daemon(
         volume = volume.past(at_ns)
     place = real_path(mountpoint)
     prepare_mountpoint(place, settings.state_dir)
-    if (pid := volume.holder()) is not None:
+    if (pid := _holder(volume)) is not None:
         text = f"volume {volume.mount_name} is in use by process {pid}: mounted already?"
         raise VolumeBusy(text, pid=pid)
     environment = {**export(globals_, settings, flags), **(extra_environment or {})}
@@ -148,6 +151,15 @@ def start_daemon(
             return
         code = process.wait()
         raise _failure(errors, code, log=volume.log_path)
+
+
+def _holder(volume: VolumeDir) -> int | None:
+    """The process that has the volume. One that was just unmounted is given time to end."""
+    pid = volume.holder()
+    if pid and all(mount.name != volume.mount_name for mount in read_mounts()):
+        wait_for_exit(pid, timeout_s=_ENDING_S)
+        pid = volume.holder()
+    return pid
 
 
 def _failure(errors: IO[bytes], code: int, *, log: Path) -> StashcordError:

@@ -48,9 +48,10 @@ def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
     refuse_busy(mount.mountpoint)
     pid = volume.holder()
     control = ControlClient(volume.control_path)
+    lost = ""
     try:
         if wait:
-            _drain(control, mount.name)
+            lost = _drain(control, mount.name)
         status = control.call("status")
         left, blocks = int(status["dirty_bytes"]), int(status["dirty_blocks"])
     except NotRunning:  # it is on its way out already
@@ -61,11 +62,15 @@ def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
     if left:
         text = f"{format_size(left)} in {blocks} blocks not on Discord yet; the next mount goes on"
         click.echo(text, err=True)
+    if lost:
+        raise StashcordError(f"unmounted; {lost}; see stashcordfs verify")
 
 
-def _drain(control: ControlClient, name: str) -> None:
+def _drain(control: ControlClient, name: str) -> str:
+    """Wait until Discord has all; else what it cannot have, in one line."""
     try:
-        follow(control.stream("drain"), label=f"Uploading {name}")
+        last = follow(control.stream("drain"), label=f"Uploading {name}")
+        return str(last.get("left", ""))
     except KeyboardInterrupt:
         raise StashcordError(
             f"interrupted: {name} stays mounted and uploading goes on; "

@@ -5,6 +5,7 @@ No kernel and no signals here; store, clocks and the verdict on a power cut are 
 
 from __future__ import annotations
 
+import errno
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.cache import LocalFiles, Marks
-from stashcordfs.errors import JournalError, StashcordError
+from stashcordfs.errors import FsError, JournalError, StashcordError
 from stashcordfs.journal import Journal
 from stashcordfs.ops.audit import AuditLog
 from stashcordfs.vfs.blocks import Blocks
@@ -31,8 +32,11 @@ from stashcordfs.vfs.publishing import Publisher, PublishSettings
 from stashcordfs.vfs.reading import Reader
 from stashcordfs.vfs.repacking import Repacker
 from stashcordfs.vfs.settling import Settler
+from stashcordfs.vfs.telling import Telltale
 from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
+from stashcordfs.vfs.usage import Usage
+from stashcordfs.vfs.xattrs import Xattrs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -58,7 +62,9 @@ class Options:
     max_file_bytes: int
     settle_delay_s: float = 20.0
     durability: str = "local"
-    noatime: bool = False
+    atime: str = "relatime"
+    max_bytes: int = 0
+    read_only: bool = False
     history_s: float = 0.0
 
 
@@ -229,6 +235,17 @@ def _collecting(
     )
 
 
+def _gate(options: Options, fence: Fence | None) -> Callable[[], None]:
+    """What raises EROFS. The kernel would let a read-only mount be remounted for writing."""
+
+    def refuse() -> None:
+        raise FsError(errno.EROFS)
+
+    if options.read_only:
+        return refuse
+    return fence.require_writable if fence is not None else lambda: None
+
+
 @asynccontextmanager
 async def assembled(
     folder: Path,
@@ -241,6 +258,7 @@ async def assembled(
     power_lost: Callable[[Journal], Awaitable[bool]],
     ended: Callable[[Journal], Awaitable[None]],
     report: Callable[[str], None],
+    last_error: Callable[[], str] = lambda: "",
     telling: Telling | None = None,
 ) -> AsyncIterator[Assembly]:
     """The parts over the local state in `folder`, loaded and ready to serve.
@@ -343,6 +361,13 @@ async def assembled(
                     now_ns=now_ns,
                     audit=AuditLog(folder / "audit.log"),
                 )
+            telltale = Telltale(
+                journal=journal, blocks=blocks, told=publisher, last_error=last_error
+            )
+            xattrs = Xattrs(
+                journal=journal, blocks=blocks, levels=levels, telltale=telltale, now_ns=now_ns
+            )
+            await xattrs.load()
             filesystem = FileSystem(
                 journal=journal,
                 blocks=blocks,
@@ -350,11 +375,13 @@ async def assembled(
                 uploader=uploader,
                 durability=durability,
                 levels=levels,
+                xattrs=xattrs,
+                usage=Usage(journal=journal, blocks=blocks, max_bytes=options.max_bytes),
                 spawn=spawn,
                 now_ns=now_ns,
                 max_file_bytes=options.max_file_bytes,
-                noatime=options.noatime,
-                **({} if fence is None else {"require_writable": fence.require_writable}),
+                atime=options.atime,
+                require_writable=_gate(options, fence),
                 published=None if publisher is None else publisher.flush,
             )
             trash = TrashCan(

@@ -14,7 +14,7 @@ from stashcordfs.daemon.collecting import collecting
 from stashcordfs.daemon.purging import plan_purge, purging
 from stashcordfs.daemon.trashing import empty_trash, list_trash, restore_trash
 from stashcordfs.daemon.verifying import verifying
-from stashcordfs.errors import StashcordError
+from stashcordfs.errors import ContentLost, StashcordError
 from stashcordfs.ops.control import serve_control
 from stashcordfs.ops.health import HealthSources, serve_health
 from stashcordfs.types import ROOT_INO, Ino
@@ -43,10 +43,18 @@ async def _hand_over(mountpoint: Path) -> None:
     itself.
     """
     try:
-        with trio.move_on_after(_HAND_OVER_S):
-            await trio.run_process(["sync", "-f", "--", str(mountpoint)], check=False)
+        process = await trio.lowlevel.open_process(["sync", "-f", "--", str(mountpoint)])
     except OSError as error:
         log.warning("written data is not asked for: sync: %s", error.strerror)
+        return
+    try:  # not `run_process`, which waits for the process's end however long that takes
+        with trio.move_on_after(_HAND_OVER_S) as scope:
+            await process.wait()
+        if scope.cancelled_caught:
+            log.warning("written data was not handed over within %.0f s", _HAND_OVER_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 class Control:
@@ -61,6 +69,7 @@ class Control:
         self._notifier = notifier
         self._metrics = metrics
         self._told_to_stop = False
+        self._reloading = trio.Lock()
 
     async def serve(
         self,
@@ -121,16 +130,24 @@ class Control:
     ) -> AsyncIterator[dict[str, object]]:
         """Upload, telling how much is left. Ends when Discord has what was dirty at the call.
 
-        `closing`: the unmount is next.
+        `closing`: the unmount is next. What cannot be sent is told in the last event then, under
+        `left`, and is no failure.
         """
         done = trio.Event()
         failed: list[StashcordError] = []
+        left = ""
         if self._parts.fenced:
             raise StashcordError(self._parts.fenced)
 
         async def flush() -> None:
+            nonlocal left
             try:
-                await self._parts.filesystem.sync_remote(below)
+                try:
+                    await self._parts.filesystem.sync_remote(below)
+                except ContentLost as error:
+                    if not closing:
+                        raise
+                    left = str(error)
                 if closing and self._parts.publisher is not None:
                     await self._parts.publisher.finish()
             except StashcordError as error:  # the caller's to hear, not the mount's end
@@ -155,7 +172,7 @@ class Control:
             scope.cancel()
         if failed:
             raise StashcordError(self._parts.fenced or str(failed[0]))
-        yield self._progress()
+        yield {**self._progress(), "left": left}
 
     def _progress(self) -> dict[str, object]:
         state = self._parts.uploader.state
@@ -203,7 +220,7 @@ class Control:
             async with trio.open_nursery() as nursery:
                 async for number in received:
                     if number == signal.SIGHUP:
-                        self._reload()
+                        nursery.start_soon(self._reload)
                     elif self._told_to_stop:
                         log.warning("told twice to stop: unmounting without draining")
                         self._session.stop()
@@ -234,10 +251,11 @@ class Control:
             self._parts.uploader.state.uploaded_bytes,
         )
 
-    def _reload(self) -> None:
-        self._notifier.reloading()
-        self._parts.reload()
-        self._notifier.ready()
+    async def _reload(self) -> None:
+        async with self._reloading:
+            self._notifier.reloading()
+            await self._parts.reload()
+            self._notifier.ready()
 
     async def serve_health(self, port: int) -> None:
         """Answer /metrics and /health on loopback."""

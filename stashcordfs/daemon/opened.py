@@ -20,6 +20,7 @@ from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.purging import plan_purge, purging
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import StashcordError
 from stashcordfs.volumes import VolumeDir
 
@@ -51,10 +52,15 @@ async def opened(
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     stats = ClientStats()
     async with (
-        DiscordClient(api_url=record.api_url, token=Token(settings), stats=stats) as client,
+        DiscordClient(
+            api_url=record.api_url,
+            token=Token(settings),
+            stats=stats,
+            kept=KeptLimits(volume.limits_path),
+        ) as client,
         assembled(
             volume.path,
-            assembly_options(settings, record.block_size, noatime=True),
+            assembly_options(settings, record.block_size, atime="noatime"),
             store=(store := store_on(client, record)),
             keys=keys,
             clock=trio.current_time,

@@ -21,6 +21,7 @@ import trio
 from stashcordfs.daemon.provision import explained, journal_store_on, keep_record, store_on, unlock
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import CryptoError, ObjectCorrupt, StashcordError, StoreError, UsageError
 from stashcordfs.journal import Journal
 from stashcordfs.recovery.rebuild import rebuild_from_packs
@@ -93,7 +94,10 @@ async def _recover(
 ) -> dict[str, Any]:
     stats = ClientStats()
     async with DiscordClient(
-        api_url=settings.api_url, token=Token(settings), stats=stats
+        api_url=settings.api_url,
+        token=Token(settings),
+        stats=stats,
+        kept=None if volume is None else KeptLimits(volume.limits_path),
     ) as client:
         place = VolumeRecord(
             "", tuple(wanted.channels), wanted.journal_channel, settings.api_url, 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import stat
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -23,7 +25,41 @@ if TYPE_CHECKING:
     from stashcordfs.vfs.filesystem import FileSystem
 
 _PAGE_ENTRIES = 64
-_RENAME_KNOWN = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE
+_RENAME_WHITEOUT = 4  # linux/fs.h; pyfuse3 passes it on, but has no name for it
+_RENAME_KNOWN = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE | _RENAME_WHITEOUT
+_RIGHTS = 0o777
+_ACLS = b"system.posix_acl_"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What every file is shown with, and so checked by: owner, group, rights. None: its own.
+
+    Stored is what programs set, as with other FUSE file systems that have these options.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
+
+
+def _show(entry: EntryAttributes, shown: Shown) -> None:
+    if shown.uid is not None:
+        entry.st_uid = shown.uid
+    if shown.gid is not None:
+        entry.st_gid = shown.gid
+    if shown.umask is not None:
+        entry.st_mode = stat.S_IFMT(entry.st_mode) | _RIGHTS & ~shown.umask
+
+
+def _is_in_group(ctx: RequestContext, gid: int) -> bool:
+    """Whether the caller is in a group, or is root, who need not be."""
+    if ctx.uid == 0 or ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):  # it is gone
+        return False
 
 
 class StashcordOperations(pyfuse3.Operations):
@@ -31,6 +67,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = True
+    enable_acl = True
 
     def __init__(
         self,
@@ -39,11 +76,14 @@ class StashcordOperations(pyfuse3.Operations):
         attr_timeout_s: float,
         report: Callable[[str], None],
         metrics: Metrics,
+        shown: Shown | None = None,
     ) -> None:
         """Serve `filesystem`; the kernel keeps names and attributes for `attr_timeout_s`."""
         super().__init__()
         self._fs = filesystem
         self._timeout_s = attr_timeout_s
+        self._shown = shown
+        self.enable_acl = shown is None  # what is shown to all alike is checked alike
         self._metrics = metrics
         self.timed = metrics.operation_seconds.observe
         self.report = report
@@ -82,6 +122,8 @@ class StashcordOperations(pyfuse3.Operations):
         entry.st_mtime_ns = found.mtime_ns
         entry.st_ctime_ns = found.ctime_ns
         entry.entry_timeout = entry.attr_timeout = self._timeout_s
+        if self._shown is not None:
+            _show(entry, self._shown)
         return entry
 
     # ------------------------------------------------------------------ names
@@ -159,6 +201,7 @@ class StashcordOperations(pyfuse3.Operations):
             name_new,
             noreplace=bool(flags & pyfuse3.RENAME_NOREPLACE),
             exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
+            whiteout=bool(flags & _RENAME_WHITEOUT),
         )
 
     # ------------------------------------------------------------------ attributes
@@ -208,7 +251,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        fh = await self._fs.open(Ino(inode), flags)
+        fh = await self._fs.open(Ino(inode), flags, privileged=ctx.uid == 0)
         self._openers[fh] = ctx.pid
         return FileInfo(fh=fh, keep_cache=True)
 
@@ -270,20 +313,28 @@ class StashcordOperations(pyfuse3.Operations):
 
     # ------------------------------------------------------------------ the rest
 
+    def _check_acl(self, name: bytes) -> None:
+        if not self.enable_acl and name.startswith(_ACLS):
+            raise FUSEError(errno.EOPNOTSUPP)
+
     @guard
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        self._check_acl(name)
         return await self._fs.getxattr(Ino(inode), name)
 
     @guard
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._fs.setxattr(Ino(inode), name, value)
+        self._check_acl(name)
+        await self._fs.setxattr(Ino(inode), name, value, in_group=partial(_is_in_group, ctx))
 
     @guard
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return await self._fs.listxattr(Ino(inode))
+        names = await self._fs.listxattr(Ino(inode), trusted=ctx.uid == 0)
+        return names if self.enable_acl else [n for n in names if not n.startswith(_ACLS)]
 
     @guard
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._check_acl(name)
         await self._fs.removexattr(Ino(inode), name)
 
     @guard

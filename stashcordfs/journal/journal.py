@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Self
 from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
 from stashcordfs.journal.erasing import Erasing
+from stashcordfs.journal.outbox import bitmap_of
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
-from stashcordfs.types import ROOT_INO, Attributes, Ino
+from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -117,14 +118,18 @@ class Journal(Erasing):
         now_ns: int,
         rdev: int = 0,
         target: bytes | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
     ) -> Attributes:
-        """Make an inode of any kind with its first name."""
+        """Make an inode of any kind with its first name, and maybe extended attributes."""
         with self._db.operation:
             self._db.names_changed = True
-            return rules.create(
+            made = rules.create(
                 self._engine, parent, name,
                 mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=now_ns, target=target,
             )  # fmt: skip
+            if xattrs:
+                self._put_xattrs(made.ino, xattrs)
+            return made
 
     async def link(self, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Give an inode one more name."""
@@ -182,6 +187,7 @@ class Journal(Erasing):
         *,
         noreplace: bool,
         exchange: bool,
+        whiteout: bool = False,
         now_ns: int,
     ) -> Attributes | None:
         """Rename; what is left of a replaced inode, or None."""
@@ -189,7 +195,7 @@ class Journal(Erasing):
             self._db.names_changed = True
             left = rules.rename(
                 self._engine, old_parent, old_name, new_parent, new_name,
-                noreplace=noreplace, exchange=exchange, now_ns=now_ns,
+                noreplace=noreplace, exchange=exchange, whiteout=whiteout, now_ns=now_ns,
             )  # fmt: skip
             if left is not None and not left.nlink:
                 if self.trashes(left):
@@ -260,6 +266,10 @@ class Journal(Erasing):
         """How many inodes there are, and how many bytes the regular files hold."""
         return self._engine.inodes, self._engine.bytes
 
+    async def stored_bytes(self) -> int:
+        """How many bytes all chunk lists have together."""
+        return self._engine.stored
+
     # ------------------------------------------------------------------ attributes
 
     async def set_attributes(
@@ -274,8 +284,11 @@ class Journal(Erasing):
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
+        xattrs: Mapping[bytes, bytes | None] | None = None,
     ) -> Attributes:
         """Change what is given; the attributes after. The kind of an inode never changes.
+
+        Of `xattrs` None removes one; more than the access time must be given with them.
 
         `synced` goes with a size that a write has made: so many of its bytes are on the disk. The
         access time alone is this machine's business: no segment carries it.
@@ -287,6 +300,8 @@ class Journal(Erasing):
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
             )  # fmt: skip
+            if xattrs:
+                self._put_xattrs(ino, xattrs)
             if size is not None and synced is not None:
                 self._put_synced_size(ino, synced, whole=synced >= size)
             return after
@@ -358,6 +373,8 @@ class Journal(Erasing):
         with self._db.operation:
             changed = self._change(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
             self._db.run("DELETE FROM dirty WHERE ino = ? AND idx >= ?", (ino, first))
+            if cut:
+                self._cut_dirty(ino, edge, cut)
             if not changed.blocks:
                 return  # nothing stored, so no chunk list
             before = self._stored_from(ino, edge)
@@ -370,13 +387,15 @@ class Journal(Erasing):
             self._db.run("DELETE FROM chunk_list WHERE ino = ? AND idx >= ?", (ino, first))
             self._engine.add_stored(ino, self._stored_from(ino, edge) - before)
 
-    def _stored_from(self, ino: Ino, first: int) -> int:
-        row = self._db.one(
-            "SELECT coalesce(sum(valid_length), 0) FROM chunk_list WHERE ino = ? AND idx >= ?",
-            (ino, first),
-        )
-        assert row is not None
-        return int(row[0])
+    def _cut_dirty(self, ino: Ino, index: int, length: int) -> None:
+        """The pages that end with this truncation must not count when the file grows again."""
+        row = self._db.one("SELECT pages FROM dirty WHERE ino = ? AND idx = ?", (ino, index))
+        kept = (1 << -(-length // PAGE_BYTES)) - 1
+        if row is not None and (pages := int.from_bytes(row[0], "little")) & ~kept:
+            self._db.run(
+                "UPDATE dirty SET pages = ? WHERE ino = ? AND idx = ?",
+                (bitmap_of(pages & kept), ino, index),
+            )
 
     # ------------------------------------------------------------------ extended attributes
 
@@ -407,7 +426,14 @@ class Journal(Erasing):
             raise FsError(errno.ENOSPC)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
-            self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
+            self._put_xattrs(ino, {name: value})
+
+    def _put_xattrs(self, ino: Ino, xattrs: Mapping[bytes, bytes | None]) -> None:
+        for name, value in xattrs.items():
+            if value is None:
+                self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
+            else:
+                self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
 
     async def list_xattrs(self, ino: Ino) -> list[bytes]:
         """Names."""
@@ -423,4 +449,4 @@ class Journal(Erasing):
         await self.get_xattr(ino, name)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
-            self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
+            self._put_xattrs(ino, {name: None})

@@ -118,7 +118,7 @@ class Trash(Changes):
 
     def _trash_folder(self, found: Attributes, parent: Ino, name: bytes, now_ns: int) -> None:
         """An empty folder goes there when what it held is there. Within an operation."""
-        if self._engine.trash_inodes and self._db.one(
+        if self.keep_trash and self._engine.trash_inodes and self._db.one(
             "SELECT 1 FROM trash WHERE parent = ? LIMIT 1", (found.ino,)
         ):
             self._engine.put_in_trash(found, parent, name, now_ns)
@@ -148,17 +148,20 @@ class Trash(Changes):
                 self._db.run(_COPY_LIST, (ino, copy, start, start + _BATCH))
                 self._note_references(copy, range(start, min(end + 1, start + _BATCH)))
         with self._db.operation:
-            self._db.run(
-                "UPDATE inodes SET stored = (SELECT coalesce(sum(valid_length), 0)"
-                " FROM chunk_list WHERE ino = ?1) WHERE ino = ?1",
-                (copy,),
-            )
-            self._engine.forget()
+            self._engine.add_stored(copy, self._stored_from(copy, 0))
             self._db.names_changed = True
             self._engine.put_in_trash(
                 found._replace(ino=copy), Ino(place[0]), bytes(place[1]), now_ns
             )
         await self.lose_trashed([(copy, index) for index in only_here], block_bytes)
+
+    def _stored_from(self, ino: Ino, first: int) -> int:
+        row = self._db.one(
+            "SELECT coalesce(sum(valid_length), 0) FROM chunk_list WHERE ino = ? AND idx >= ?",
+            (ino, first),
+        )
+        assert row is not None
+        return int(row[0])
 
     async def lose_trashed(self, blocks: Iterable[tuple[Ino, int]], block_bytes: int) -> None:
         """Blocks that were only here, of whatever inodes: those in the trash do without them.

@@ -170,6 +170,12 @@ class Blocks(BlockTable):
             self._charge(dirty)
         return dirty
 
+    async def carry_size(self, live: Live) -> None:
+        """Write a size that has changed in memory to the journal's open group."""
+        if live.size_changed and not live.gone:
+            live.size_changed = False
+            await self.journal.set_attributes(live.ino, size=live.size, synced=live.synced_size)
+
     # ------------------------------------------------------------------ base, fetch, clean
 
     async def merge_base(self, live: Live, index: int, plain: bytes) -> None:
@@ -300,18 +306,20 @@ class Blocks(BlockTable):
     async def truncate(self, live: Live, size: int, now_ns: int) -> None:
         """Set the size; blocks beyond it are dropped, the one at the edge is cut."""
         if size >= live.size:
-            await self.journal.truncate(live.ino, size, self.block_bytes, now_ns)
-            live.size, live.size_changed = size, False
-            await self._cover_size(live)
-            if live.dirty or self.files.exists(live.key):
-                self.files.grow(live.key, size)
+            await self._grow(live, size, now_ns)
             return
         synced = any(d.synced for i, d in live.dirty.items() if (i + 1) * self.block_bytes > size)
         await self.journal.truncate(live.ino, size, self.block_bytes, now_ns)
+        if live.dirty:
+            self.journal.commit()  # before the marks say less
         live.size, live.size_changed = size, False
         live.synced_size = min(live.synced_size, size)
+        live.lowest_size = min(live.lowest_size, size)
         await self._forget_beyond(live, size)
-        await self._cover_size(live)
+        if live.dirty:
+            self.unsynced.add(live)  # a sync under way knows the old size alone
+        else:
+            await self._all_synced(live)
         if size == 0:
             await self._new_generation(live)
         elif self.files.exists(live.key):
@@ -324,13 +332,23 @@ class Blocks(BlockTable):
         self.leave(live)
         self.room.progressed()
 
-    async def _cover_size(self, live: Live) -> None:
-        """After a truncation: the size that a power cut falls back to must not be an older one."""
+    async def _grow(self, live: Live, size: int, now_ns: int) -> None:
+        """Zeros at the end, durable with the next sync, as an earlier cut of the local file is."""
         if live.dirty:
-            self.unsynced.add(live)  # a sync under way knows the old size alone
-        else:  # all there is is on Discord, or a hole
-            live.synced_size = live.size
-            await self.journal.size_synced(live.ino, live.size, whole=True)
+            await self.journal.size_synced(live.ino, live.synced_size, whole=False)
+            self.unsynced.add(live)
+        await self.journal.truncate(live.ino, size, self.block_bytes, now_ns)
+        live.size, live.size_changed = size, False
+        if not live.dirty:
+            await self._all_synced(live)
+        if live.dirty or self.files.exists(live.key):
+            self.files.grow(live.key, size)
+        self.leave(live)
+
+    async def _all_synced(self, live: Live) -> None:
+        """All there is is on Discord, or a hole: no older size may stand for it."""
+        live.synced_size = live.size
+        await self.journal.size_synced(live.ino, live.size, whole=True)
 
     async def _forget_beyond(self, live: Live, size: int) -> None:
         edge, cut = divmod(size, self.block_bytes)
@@ -341,8 +359,9 @@ class Blocks(BlockTable):
             version = await self._next_version()
             new = Dirty(
                 old.slot, version, pages, old.whole, min(old.base_valid, cut),
-                old.since_s, self._clock(), old.charge,
+                old.since_s, self._clock(), old.charge, old.synced,
             )  # fmt: skip
+            old.heir = new
             self._marks.update(old.slot, version, pages)
             live.dirty[edge] = new
             self._charge(new)
@@ -381,14 +400,14 @@ class Blocks(BlockTable):
         self._generations[live.ino] = live.generation
         await self.journal.set_local_generation(live.ino, live.generation)
 
-    async def purge(self, found: Attributes) -> None:
-        """The inode has no name any more: all that is local goes after the journal's next sync."""
+    async def abandon(self, found: Attributes) -> bool:
+        """The inode is no more: everything local goes after the next sync of the journal.
+
+        Whether there was anything, for the journal's `purge`, which the caller owes.
+        """
         local = self.is_local(found.ino)
-        only_here = self.only_here(found.ino)
         self.drop(found.ino, await self.journal.cached_beyond(found.ino, 0) if local else ())
-        await self.journal.purge(
-            found, local=local, only_here=only_here, block_bytes=self.block_bytes
-        )
+        return local
 
     def only_here(self, ino: Ino) -> list[int]:
         """Blocks of an inode that Discord does not have in their last version."""

@@ -33,7 +33,14 @@ from stashcordfs.crypto.keys import (
     KIND_SEGMENT,
     object_id_of,
 )
-from stashcordfs.errors import CryptoError, DiscordError, FsError, StashcordError, StoreError
+from stashcordfs.errors import (
+    CryptoError,
+    DiscordError,
+    FsError,
+    LocalDiskError,
+    StashcordError,
+    StoreError,
+)
 from stashcordfs.journal.erasing import Erased, take_doomed
 from stashcordfs.store.fetching import fetch_table
 from stashcordfs.types import ROOT_INO, ChunkId, Ino
@@ -64,11 +71,12 @@ _TASK = "purge"  # the journal's fact: where an unfinished purge stands
 _PAGE = 500
 _LISTED = 100
 _FETCHES_AT_ONCE = 8
+_TRIES = 2
 _ASKED_ONE_BY_ONE = 20  # messages; more of a channel are looked for in its listing
 _FIRST_AGAIN_S, _LONGEST_AGAIN_S = 60.0, 3600.0
 _HISTORY = (KIND_SEGMENT, KIND_CHECKPOINT, KIND_MANIFEST)
 # Copies of the journal, and what recoveries and mounts of the past have left.
-_COPIES = ("journal.before-*", "journal.sqlite.*", "checkpoint.sqlite*", "recover", "at-*")
+_COPIES = ("journal.before-*", "journal.sqlite.*", "recover", "at-*")
 
 
 @dataclass(slots=True)
@@ -289,7 +297,10 @@ class Eraser:
         self._journal.scrub()
         self._audit({"action": "purge", **asdict(task.done)})
         await self._save(None)
-        await self._confirm()
+        try:
+            await self._confirm()
+        except DiscordError as error:  # `run` asks again
+            log.info("purge: whether all is gone is asked later: %s", error)
         task.done.still_served = self._journal.erasing_count
         self.stage = ""
         return task.done
@@ -331,20 +342,24 @@ class Eraser:
                 else:
                     found = await self._journal.unlink(parent, name, now_ns=now)
                 self.unnamed(parent, name, ino)
-        await self._blocks.purge(found)
+        local = await self._blocks.abandon(found)
+        await self._journal.purge(found, local=local)
 
     async def _end_packs(self, task: _Task) -> None:
         clean: set[tuple[int, bytes]] = set()
         while True:
             known, strays = await self._scan(task, clean)
+            # What was condemned before tells nothing to the journal any more: it goes as a whole.
+            waiting = {(one.channel, one.message) for one in await self._journal.condemned()}
             self._journal.commit()
             doomed = await trio.to_thread.run_sync(
                 take_doomed, self._path, set(task.inos), task.chunk_ids
             )
-            if not known and not strays and not doomed.rows:
+            if not (known or strays or doomed.rows or waiting):
                 break
-            addresses = await self._collector.expel(doomed.rows, packs=known)
-            await self._note({*addresses, *strays})
+            addresses = waiting | set(await self._collector.expel(doomed.rows, packs=known))
+            strays -= addresses
+            await self._note(addresses | strays)
             await self._collector.delete(addresses)
             await self._delete(strays)
             task.done.rewritten_messages += len(addresses) + len(strays)
@@ -361,37 +376,55 @@ class Eraser:
         held = {(channel, message) for _, channel, message in places.values()}
         known: set[int] = set()
         strays: set[Address] = set()
+        async for page in self._pages(self._channels, (KIND_PACK,)):
+            fresh = [at for at in page if (at.message, object_id_of(at.filename)) not in clean]
+            for at, table in (await self._tables(fresh)).items():
+                object_id = object_id_of(at.filename)
+                assert object_id is not None
+                if table is not None and not task.is_told_in(table):
+                    clean.add((at.message, object_id))
+                    continue
+                row, channel, message = places.get(object_id, (0, 0, 0))
+                if row and message <= 0:
+                    raise StashcordError(
+                        "an upload is being settled, or a pack that was missing is there again: "
+                        "run stashcordfs verify; the purge goes on then"
+                    )
+                if row and (channel, message) == (at.channel, at.message):
+                    known.add(row)
+                elif (at.channel, at.message) not in held:
+                    strays.add((at.channel, at.message))
+        return known, strays
+
+    async def _tables(self, packs: Collection[Location]) -> dict[Location, Table | None]:
+        """The packs' tables; None for one that cannot be read: who knows what it tells."""
+        found: dict[Location, Table | None] = {}
+        faults: list[DiscordError] = []
         limit = trio.CapacityLimiter(_FETCHES_AT_ONCE)
 
         async def one(at: Location) -> None:
-            object_id = object_id_of(at.filename)
-            assert object_id is not None
             async with limit:
                 try:
-                    table, _ = await fetch_table(self._store, self._keys, object_id, at)
-                except (StoreError, CryptoError) as error:
-                    log.warning("the table of pack %s cannot be read: %s", at.filename, error)
-                    return
-            if not task.is_told_in(table):
-                clean.add((at.message, object_id))
-                return
-            row, channel, message = places.get(object_id, (0, 0, 0))
-            if row and message <= 0:
-                raise StashcordError(
-                    "an upload is being settled, or a pack that was missing is there again: run "
-                    "stashcordfs verify; the purge goes on then"
-                )
-            if row and (channel, message) == (at.channel, at.message):
-                known.add(row)
-            elif (at.channel, at.message) not in held:
-                strays.add((at.channel, at.message))
+                    found[at] = await self._table(at)
+                except DiscordError as error:  # as itself, not in a group of the nursery's
+                    faults.append(error)
 
-        async for page in self._pages(self._channels, (KIND_PACK,)):
-            async with trio.open_nursery() as nursery:
-                for at in page:
-                    if (at.message, object_id_of(at.filename)) not in clean:
-                        nursery.start_soon(one, at)
-        return known, strays
+        async with trio.open_nursery() as nursery:
+            for at in packs:
+                nursery.start_soon(one, at)
+        if faults:
+            raise faults[0]
+        return found
+
+    async def _table(self, at: Location) -> Table | None:
+        object_id = object_id_of(at.filename)
+        assert object_id is not None
+        for _ in range(_TRIES):
+            try:
+                return (await fetch_table(self._store, self._keys, object_id, at))[0]
+            except (StoreError, CryptoError) as error:
+                log.warning("the table of pack %s cannot be read: %s", at.filename, error)
+        return None
 
     async def _pages(
         self, channels: Iterable[int], kinds: Collection[int]
@@ -515,8 +548,8 @@ class Eraser:
                     await self._unfinished()
                     if before:
                         await self._confirm()
-            except DiscordError as error:
-                log.info("purge: asked again later: %s", error)
+            except (DiscordError, FsError) as error:  # no network, or another writer has the volume
+                log.info("purge: tried again later: %s", error)
             left = self._journal.erasing_count
             delay_s = min(2 * delay_s, _LONGEST_AGAIN_S) if left else _FIRST_AGAIN_S
             await trio.sleep(delay_s)
@@ -579,9 +612,13 @@ class _Task:
 
 
 def _remove_copies(folder: Path) -> None:
-    for pattern in _COPIES:
-        for path in folder.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    """LocalDiskError."""
+    try:
+        for pattern in _COPIES:
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+    except OSError as error:
+        raise LocalDiskError(error.errno or errno.EIO, f"copies of the journal: {error}") from error

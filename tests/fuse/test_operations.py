@@ -188,7 +188,7 @@ async def test_setattr_passes_the_fields_that_the_kernel_marked(memory):
 async def test_rename_refuses_flags_that_it_does_not_know(memory):
     handlers, _ = operations(memory)
     with pytest.raises(pyfuse3.FUSEError) as refused:
-        await handlers.rename(1, b"a", 1, b"b", 4, CTX)  # RENAME_WHITEOUT
+        await handlers.rename(1, b"a", 1, b"b", 8, CTX)
     assert refused.value.errno == errno.EINVAL
 
 

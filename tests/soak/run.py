@@ -1,10 +1,12 @@
 """The long runs of uploading, recovering and collecting; `make soak-uploads` and so on start them.
 
-    python tests/soak/run.py uploads|offline|recover|garbage [--seed N] [--dir FOLDER] [--write]
+
+    python tests/soak/run.py uploads|offline|recover|garbage|directory [--seed N] [--dir FOLDER]
+        [--write]
 
 Seeded. Exit code 1 when something was not as it must be. With --write the findings go to
-docs/evidence/uploads.json, offline.json, recover.json or garbage.json. `garbage` has two parts;
-with --state FILE one that was finished with the same code is not run again.
+docs/evidence/uploads.json and so on. `garbage` has two parts; with --state FILE one that was
+finished with the same code is not run again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
+import directory
 import evidence
 import garbage
 import offline
@@ -59,7 +62,8 @@ def _garbage(folder: Path, seed: int, commit: str, state: Path | None) -> Both:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("which", choices=["uploads", "offline", "recover", "garbage"])
+    which = ["uploads", "offline", "recover", "garbage", "directory"]
+    parser.add_argument("which", choices=which)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--state", type=Path, help="where finished parts are kept")
@@ -80,6 +84,8 @@ def main() -> int:
             if options.which == "recover"
             else uploads.soak_uploads(folder, uploads=1000, seed=options.seed)
             if options.which == "uploads"
+            else directory.soak_directory(folder / "volume", entries=1_000_000, seed=options.seed)
+            if options.which == "directory"
             else offline.soak_offline(
                 folder / "volume",
                 data_bytes=2 * GIB,

@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
+import trio.testing
 
 from stashcordfs.crypto.keys import VolumeKeys
 from stashcordfs.daemon.assembly import Options, Telling, assembled
@@ -39,6 +41,13 @@ async def inline(work, *args, **_):
     """In place of `trio.to_thread.run_sync`: virtual time must not pass while a thread works."""
     await trio.lowlevel.checkpoint()
     return work(*args)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> trio.testing.MockClock:
+    """A virtual clock; what threads do is done on the loop, or it would jump meanwhile."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
+    return trio.testing.MockClock(autojump_threshold=0)
 
 
 KEYS = VolumeKeys(bytes(16), {0: bytes(range(32))})

@@ -250,7 +250,8 @@ async def test_an_open_file_is_refused_and_nothing_is_changed(clock, tmp_path) -
     ("call", "times"),
     [
         ("put", 0), ("put", 2), ("put", 4), ("delete", 0), ("delete", 1), ("page", 0), ("page", 3),
-        ("attachments", 0), ("attachments", 4), ("link", 0), ("link", 9),
+        ("fetch", 2), ("fetch", 9), ("attachments", 0), ("attachments", 4), ("link", 0),
+        ("link", 9),
     ],
 )  # fmt: skip
 async def test_cut_short_anywhere_the_next_mount_goes_on(

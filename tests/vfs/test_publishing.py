@@ -26,11 +26,6 @@ from harness import BLOCK, KEYS, volume
 GENESIS = bytes(range(32))
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 def told(**changes) -> Telling:
     return Telling(store=None, genesis=GENESIS, **changes)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ import trio.testing
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.mounted import Parts, Report
 from stashcordfs.discord.client import ClientStats
-from stashcordfs.errors import DiscordUnavailable, ObjectCorrupt, OutcomeUnknown
+from stashcordfs.errors import DiscordUnavailable, ObjectCorrupt, OutcomeUnknown, TokenRejected
 from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs import settling
 from stashcordfs.vfs.uploading import UploadSettings
@@ -433,3 +433,20 @@ async def test_a_message_that_was_not_kept_as_sent_is_watched_for(clock, tmp_pat
 
 def test_the_resends_stay_within_what_the_server_remembers() -> None:
     assert settling._RESEND_FOR_S <= 180
+
+
+async def test_a_refused_token_is_told_once_while_looking(clock, tmp_path) -> None:
+    async with volume(tmp_path) as v:
+        Unclear(v.store, times=1, stores=True)
+        looks = []
+
+        async def refused(after, names):
+            await trio.lowlevel.checkpoint()
+            looks.append(after)
+            raise TokenRejected("rejected", status=401)
+
+        v.store.find = refused
+        await v.make(b"a", os.urandom(BLOCK))
+        await trio.sleep(3600)
+        assert len(looks) > 10
+        assert len([text for text in v.reports if "looking for" in text]) == 1

@@ -67,7 +67,7 @@ async def test_what_discord_never_had_is_not_in_the_trash(mounted) -> None:
             await v.fs.unlink(ROOT_INO, name)
         assert await paths(v) == []
         with pytest.raises(FsError):
-            await v.fs.getattr(ino)
+            await v.journal.getattr(ino)
 
 
 async def test_a_replaced_and_an_emptied_file_keep_their_old_content(mounted) -> None:
@@ -108,7 +108,7 @@ async def test_a_removed_tree_comes_back_in_one_go(mounted) -> None:
         await v.fs.rmdir(top.ino, b"bare")
         await v.fs.rmdir(ROOT_INO, b"top")
         with pytest.raises(FsError):  # nothing of it is in the trash
-            await v.fs.getattr(bare.ino)
+            await v.journal.getattr(bare.ino)
         assert await paths(v, b"top/sub") == [b"top/sub/b", b"top/sub/c"]
 
         done = await v.trash.restore("top")
@@ -234,7 +234,7 @@ async def test_what_is_old_enough_is_forgotten(tmp_path) -> None:
         assert v.trash.usage == (0, 0)
         for ino in (sub.ino, *inos):
             with pytest.raises(FsError):
-                await v.fs.getattr(ino)
+                await v.journal.getattr(ino)
         assert v.journal._db.all("SELECT * FROM chunk_list") == []
     assert check(folder).clean
 
@@ -247,17 +247,17 @@ async def test_a_trash_that_is_off_keeps_nothing(mounted) -> None:
         await v.fs.unlink(ROOT_INO, b"file")
         assert await paths(v) == []
         with pytest.raises(FsError):
-            await v.fs.getattr(ino)
+            await v.journal.getattr(ino)
 
 
-async def test_a_remount_keeps_the_trash_and_the_disk_space_counts_it(tmp_path) -> None:
+async def test_a_remount_keeps_the_trash_which_counts_by_itself(tmp_path) -> None:
     folder = tmp_path / "state"
     async with volume(folder) as v:
         ino = await v.make(b"file", b"a" * 10_000)
         await v.fs.sync_remote()
         await v.fs.unlink(ROOT_INO, b"file")
         used = await v.fs.statfs()
-        assert used.blocks - used.free == 3
+        assert used.blocks == used.free
     assert check(folder).clean
     async with volume(folder) as v:
         assert v.trash.usage == (1, 10_000)
