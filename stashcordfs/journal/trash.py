@@ -118,8 +118,10 @@ class Trash(Changes):
 
     def _trash_folder(self, found: Attributes, parent: Ino, name: bytes, now_ns: int) -> None:
         """An empty folder goes there when what it held is there. Within an operation."""
-        if self.keep_trash and self._engine.trash_inodes and self._db.one(
-            "SELECT 1 FROM trash WHERE parent = ? LIMIT 1", (found.ino,)
+        if (
+            self.keep_trash
+            and self._engine.trash_inodes
+            and self._db.one("SELECT 1 FROM trash WHERE parent = ? LIMIT 1", (found.ino,))
         ):
             self._engine.put_in_trash(found, parent, name, now_ns)
 
