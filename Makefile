@@ -21,7 +21,7 @@ help:
 	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
-	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
+	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (40 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
@@ -61,7 +61,7 @@ soak-uploads: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py uploads --write
 
 soak-recover: .venv/.stamp-dev
-	$(BIN)/python tests/soak/run.py recover --write
+	$(BIN)/python tests/soak/run.py recover --state .venv/.soak-recover.json --write
 
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write
