@@ -25,7 +25,7 @@ help:
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
 	@echo 'make soak-cuts  2,000 power cuts and kills in one process, on a virtual clock (10 minutes)'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
-	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
+	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (40 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
@@ -73,7 +73,7 @@ soak-uploads: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py uploads --write
 
 soak-recover: .venv/.stamp-dev
-	$(BIN)/python tests/soak/run.py recover --write
+	$(BIN)/python tests/soak/run.py recover --state .venv/.soak-recover.json --write
 
 soak-directory: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py directory --write

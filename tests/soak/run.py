@@ -1,9 +1,11 @@
 """The long runs of uploading and recovering; `make soak-uploads` and the like start them.
 
     python tests/soak/run.py uploads|offline|recover|directory [--seed N] [--dir FOLDER] [--write]
+                             [--state FILE]
 
-Seeded. Exit code 1 when something was not as it must be. With --write the findings go to
-docs/evidence/uploads.json, offline.json, recover.json or directory.json.
+Seeded. With --state, `recover` goes on after an interruption with the next round. Exit code 1 when
+something was not as it must be. With --write the findings go to docs/evidence/uploads.json,
+offline.json, recover.json or directory.json.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("which", choices=["uploads", "offline", "recover", "directory"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--state", type=Path, help="where finished rounds are kept")
     parser.add_argument("--write", action="store_true", help="write the evidence")
     options = parser.parse_args()
     if options.which != "uploads" and (reason := fuse_missing()):
@@ -43,7 +46,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="stashcordfs-soak-") as name:
         folder = Path(name)
         result = (
-            recovering.soak_recover(folder, rounds=20, seed=options.seed)
+            recovering.soak_recover(folder, rounds=20, seed=options.seed, state=options.state)
             if options.which == "recover"
             else uploads.soak_uploads(folder, uploads=1000, seed=options.seed)
             if options.which == "uploads"
