@@ -27,6 +27,11 @@ def test_whatever_is_cut_nothing_synced_is_lost(seed) -> None:
     assert [text for more in range(6) for text in cuts.run(seed + more)] == []
 
 
+@pytest.mark.parametrize("without", cuts.SYNCS)
+def test_without_any_of_the_syncs_something_is_lost(without) -> None:
+    assert any(cuts.run(seed, without=without) for seed in range(12))
+
+
 class Held:
     """Local files' syncs wait inside, as on a slow disk, until they may go on."""
 
