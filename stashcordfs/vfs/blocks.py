@@ -16,6 +16,7 @@ change under our feet (a network fetch), it is looked up again.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,7 +130,9 @@ class Blocks(BlockTable):
         try:
             self.files.write(live.key, index * self.block_bytes + start, data)
         except LocalDiskError:
-            if not dirty.whole:  # what was not written must not count as data
+            if made and not dirty.base_valid:
+                self._be_hole(live, index)
+            elif not dirty.whole:  # what was not written must not count as data
                 self._marks.update(dirty.slot, version, before)
             raise
         dirty.version = version
@@ -139,6 +142,12 @@ class Blocks(BlockTable):
         dirty.changed_s = self._clock()
         self._charge(dirty)
         self.unsynced.add(live)
+
+    def _be_hole(self, live: Live, index: int) -> None:
+        """The first write into a hole has failed: it may lie beyond the end, and cannot be sent."""
+        self._drop_dirty(live, index)
+        with suppress(LocalDiskError):  # a part may have been written
+            self.files.punch(live.key, index * self.block_bytes, self.block_bytes)
 
     def _cuts_a_page(self, dirty: Dirty, start: int, stop: int) -> bool:
         """Whether an edge of the write lies inside a page whose other bytes only the base has."""
