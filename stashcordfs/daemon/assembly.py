@@ -163,7 +163,7 @@ async def _told(
         now_ns=now_ns,
         report=report,
         requests=telling.requests,
-        busy=lambda: uploader.crowded,
+        busy=lambda: uploader.crowded or uploader.sending,
         settings=telling.settings,
     )
     await fence.load()
