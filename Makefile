@@ -7,7 +7,9 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-directory soak-model soak-crash-kill soak-crash-power soak-cuts posix demo-stop clean help
+COMMANDS := demo test lint format bench posix demo-stop clean help
+COMMANDS += soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-directory soak-model
+COMMANDS += soak-crash-kill soak-crash-power soak-cuts
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -26,6 +28,7 @@ help:
 	@echo 'make soak-cuts  2,000 power cuts and kills in one process, on a virtual clock (10 minutes)'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (40 minutes)'
+	@echo 'make soak-garbage  write and delete 10 GiB over 60 days, twice: what Discord holds, what it costs (30 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
@@ -77,6 +80,9 @@ soak-recover: .venv/.stamp-dev
 
 soak-directory: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py directory --write
+
+soak-garbage: .venv/.stamp-dev
+	$(BIN)/python tests/soak/run.py garbage --state .venv/.soak-garbage.json --write
 
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write

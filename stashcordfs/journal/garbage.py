@@ -155,8 +155,9 @@ class Garbage(Holdings):
         """What only history needs is another row's to keep, if that is not in use itself."""
         with self._db.operation:
             self._db.run(
-                "UPDATE unused SET since_ns = max(since_ns, o.since_ns)"
-                " FROM (SELECT since_ns FROM unused WHERE chunk = ?) AS o WHERE chunk = ?",
+                "UPDATE unused SET since_ns = max(since_ns,"
+                " coalesce((SELECT o.since_ns FROM unused o WHERE o.chunk = ?), 0))"
+                " WHERE chunk = ?",
                 (old, other),
             )
 
