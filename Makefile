@@ -9,7 +9,8 @@ DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
 COMMANDS := demo test lint format bench posix demo-stop clean help
 COMMANDS += soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-directory soak-model
-COMMANDS += soak-crash-kill soak-crash-power soak-cuts
+COMMANDS += soak-crash-kill soak-crash-power soak-cuts soak-programs soak-fsx soak-fsstress
+COMMANDS += soak-fio soak-stress
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -32,6 +33,8 @@ help:
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
+	@echo 'make soak-programs  git, SQLite, PostgreSQL, restic, Samba, ... on a mount, in two regimes; as root (30 minutes)'
+	@echo 'make soak-fsx, soak-fsstress, soak-fio, soak-stress  load on a mount, checked (1 hour each; LOAD_ARGS)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -92,6 +95,14 @@ MODEL_ARGS ?=
 
 soak-model: .venv/.stamp-dev
 	$(BIN)/python tests/model/run.py --state .venv/.model.json --write $(MODEL_ARGS)
+
+soak-programs: .venv/.stamp-dev
+	$(BIN)/python tests/programs/run.py --write
+
+LOAD_ARGS ?=
+
+soak-fsx soak-fsstress soak-fio soak-stress: soak-%: .venv/.stamp-dev
+	$(BIN)/python tests/soak/load.py $* --write $(LOAD_ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov

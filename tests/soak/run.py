@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="where finished rounds or parts are kept")
     parser.add_argument("--write", action="store_true", help="write the evidence")
     options = parser.parse_args()
-    if options.which in ("offline", "recover") and (reason := fuse_missing()):
+    if options.which in ("offline", "recover", "directory") and (reason := fuse_missing()):
         print(f"soak: {reason}", file=sys.stderr)
         return 2
     # in the background a shell ignores SIGINT for us, and our commands would inherit that
