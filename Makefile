@@ -94,7 +94,7 @@ soak-offline: .venv/.stamp-dev
 MODEL_ARGS ?=
 
 soak-model: .venv/.stamp-dev
-	$(BIN)/python tests/model/run.py --state .venv/.model.json --write $(MODEL_ARGS)
+	$(BIN)/python tests/model/soak_model.py --state .venv/.model.json --write $(MODEL_ARGS)
 
 soak-programs: .venv/.stamp-dev
 	$(BIN)/python tests/programs/run.py --write
