@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.daemon.assembly import assembled
-from stashcordfs.daemon.ground import ended_cleanly, ground_of, is_another, power_was_lost
+from stashcordfs.daemon.ground import (
+    ended_cleanly,
+    ground_of,
+    is_another,
+    power_was_lost,
+    stand_here,
+)
 from stashcordfs.daemon.mounted import assembly_options
 from stashcordfs.daemon.provision import open_keys, open_store, read_record
 from stashcordfs.daemon.token import Token
@@ -116,6 +122,7 @@ async def _verify_assembled(
             clock=trio.current_time,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=_unheard,
         ) as made,
