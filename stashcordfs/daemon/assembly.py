@@ -246,6 +246,7 @@ async def assembled(
     clock: Callable[[], float],
     now_ns: Callable[[], int],
     power_lost: Callable[[Journal], Awaitable[bool]],
+    begun: Callable[[Journal], Awaitable[None]],
     ended: Callable[[Journal], Awaitable[None]],
     report: Callable[[str], None],
     last_error: Callable[[], str] = lambda: "",
@@ -253,8 +254,8 @@ async def assembled(
 ) -> AsyncIterator[Assembly]:
     """The parts over the local state in `folder`, loaded and ready to serve.
 
-    Afterwards their tasks are ended, everything is made durable here, `ended` is told, and all is
-    closed.
+    `begun` is told when what the last run left is taken up, `ended` when everything is durable here
+    and the tasks have ended; then all is closed.
     """
     async with AsyncExitStack() as stack:
         journal = Journal.open(folder / "journal.sqlite", clock_ns=now_ns)
@@ -278,6 +279,7 @@ async def assembled(
         for left in await journal.nameless():
             await journal.purge(left)
         await blocks.load(power_lost=lost)
+        await begun(journal)
         await journal.wal_sync()
         network = Network(probe=store.ping, clock=clock)
         levels = Levels(journal, options.durability)

@@ -14,7 +14,13 @@ import trio
 
 from stashcordfs.daemon.assembly import assembled
 from stashcordfs.daemon.collecting import collecting
-from stashcordfs.daemon.ground import ended_cleanly, ground_of, is_another, power_was_lost
+from stashcordfs.daemon.ground import (
+    ended_cleanly,
+    ground_of,
+    is_another,
+    power_was_lost,
+    stand_here,
+)
 from stashcordfs.daemon.mounted import assembly_options
 from stashcordfs.daemon.provision import (
     open_keys,
@@ -123,6 +129,7 @@ async def _verify_assembled(
             clock=trio.current_time,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=_unheard,
         ) as made,
@@ -174,6 +181,7 @@ async def _collect_assembled(
             clock=trio.current_time,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=_unheard,
             telling=telling(client, volume, stats, settings),

@@ -27,7 +27,7 @@ from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from stashcordfs.store.api import ObjectStore
@@ -152,6 +152,7 @@ async def volume(
     other_store: ObjectStore | None = None,
     durability: str = "local",
     telling: Telling | None = None,
+    begun: Callable[[Journal], Awaitable[None]] = _nothing,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one.
 
@@ -184,6 +185,7 @@ async def volume(
         clock=trio.current_time,
         now_ns=now,
         power_lost=verdict,
+        begun=begun,
         ended=_nothing,
         report=reports.append,
         telling=telling and replace(telling, store=telling.store or store),
