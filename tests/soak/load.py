@@ -25,14 +25,16 @@ from fio import soak_fio
 from fsstress import soak_fsstress
 from fsx import soak_fsx
 from mounted import fuse_missing
-from stressors import soak_stress
+from stressors import STRESSORS, soak_stress
 
 Soak = Callable[[Path, argparse.Namespace], Any]
 SOAKS: dict[str, Soak] = {
     "fsx": lambda folder, o: soak_fsx(folder, minutes=o.minutes, seed=o.seed),
     "fsstress": lambda folder, o: soak_fsstress(folder, minutes=o.minutes, seed=o.seed),
     "fio": lambda folder, o: soak_fio(folder, minutes=o.minutes, seed=o.seed),
-    "stress": lambda folder, o: soak_stress(folder, minutes=o.minutes),
+    "stress": lambda folder, o: soak_stress(
+        folder, minutes=o.minutes, seconds_each=round(min(30, o.minutes * 60 / len(STRESSORS)))
+    ),
 }
 _PACKAGES = {"fio": "fio", "stress": "stress-ng"}
 

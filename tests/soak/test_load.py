@@ -29,7 +29,7 @@ def mounted(test):
 
 @mounted
 def test_one_file_by_every_kind_of_access(tmp_path):
-    result = soak_fsx(tmp_path, minutes=0, seed=3, least=300)
+    result = soak_fsx(tmp_path, minutes=0, seed=3, least=120)
 
     assert result.problems == []
     assert result.remounts == 1
@@ -56,7 +56,7 @@ def test_fio_finds_what_it_has_written(tmp_path):
 
 @mounted
 def test_stress_ng_has_nothing_to_say(tmp_path):
-    few = ("rename", "dentry", "fstat")
+    few = ("rename", "fstat")
     result = soak_stress(tmp_path, minutes=0, seconds_each=1, stressors=few)
 
     assert result.problems == []
