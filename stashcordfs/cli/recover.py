@@ -99,11 +99,11 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"Never uploaded: {lost} of {report['missing_files']} files")
         rows = [(m["path"], format_size(m["bytes"]), _fate(m)) for m in report["missing"]]
         print_table(("Path", "Lost", "Now"), rows[:_SHOWN])
-        _more(report["missing_files"])
+        _more(report, report["missing_files"])
     if report["older"]:
         click.echo(f"With older content in places: {report['older_files']} files")
         print_table(("Path",), [(path,) for path in report["older"][:_SHOWN]])
-        _more(report["older_files"])
+        _more(report, report["older_files"])
     click.echo(f"{report['requests']} requests, {report['seconds']:.1f} s")
     if not report["dry_run"]:
         click.echo(f"Mount it: stashcordfs mount {report['name']} DIRECTORY")
@@ -115,6 +115,6 @@ def _fate(missing: dict[str, Any]) -> str:
     return now if older is None else f"{now}; older content: trash restore NAME {older} --to PATH"
 
 
-def _more(count: int) -> None:
+def _more(report: dict[str, Any], count: int) -> None:
     if count > _SHOWN:
-        click.echo(f"... and {count - _SHOWN} more: see --json")
+        click.echo(f"... and {count - _SHOWN} more: see {report.get('report', '--json')}")

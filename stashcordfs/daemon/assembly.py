@@ -169,7 +169,7 @@ async def _told(
         now_ns=now_ns,
         report=report,
         requests=telling.requests,
-        busy=lambda: uploader.crowded,
+        busy=lambda: uploader.crowded or uploader.sending,
         settings=telling.settings,
     )
     await fence.load()
@@ -252,6 +252,7 @@ async def assembled(
     clock: Callable[[], float],
     now_ns: Callable[[], int],
     power_lost: Callable[[Journal], Awaitable[bool]],
+    begun: Callable[[Journal], Awaitable[None]],
     ended: Callable[[Journal], Awaitable[None]],
     report: Callable[[str], None],
     last_error: Callable[[], str] = lambda: "",
@@ -259,8 +260,8 @@ async def assembled(
 ) -> AsyncIterator[Assembly]:
     """The parts over the local state in `folder`, loaded and ready to serve.
 
-    Afterwards their tasks are ended, everything is made durable here, `ended` is told, and all is
-    closed.
+    `begun` is told when what the last run left is taken up, `ended` when everything is durable here
+    and the tasks have ended; then all is closed.
     """
     async with AsyncExitStack() as stack:
         journal = Journal.open(folder / "journal.sqlite", clock_ns=now_ns)
@@ -284,6 +285,7 @@ async def assembled(
         for left in await journal.nameless():
             await journal.purge(left)
         await blocks.load(power_lost=lost)
+        await begun(journal)
         await journal.wal_sync()
         network = Network(probe=store.ping, clock=clock)
         levels = Levels(journal, options.durability)

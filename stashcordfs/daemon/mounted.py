@@ -23,7 +23,7 @@ import trio
 from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Assembly, Options, assembled
 from stashcordfs.daemon.control import Control
-from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
+from stashcordfs.daemon.ground import ended_cleanly, power_was_lost, stand_here
 from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
@@ -335,6 +335,7 @@ async def _main(
             clock=boottime,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
             last_error=lambda: report.last_error,

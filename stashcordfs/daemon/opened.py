@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from stashcordfs.daemon.assembly import assembled
-from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
+from stashcordfs.daemon.ground import ended_cleanly, power_was_lost, stand_here
 from stashcordfs.daemon.mounted import assembly_options
 from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.purging import plan_purge, purging
@@ -66,6 +66,7 @@ async def opened(
             clock=trio.current_time,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=unheard,
             telling=telling(client, volume, stats, settings) if telling_too else None,

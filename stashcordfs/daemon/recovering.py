@@ -7,6 +7,7 @@ had fetched into STATE/NAME/recover.
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import tempfile
@@ -33,7 +34,7 @@ from stashcordfs.vfs.journal_channel import JournalChannel
 from stashcordfs.volumes import VolumeDir, VolumeRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from stashcordfs.config import Settings
     from stashcordfs.crypto.keys import VolumeKeys
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _WORK = "recover"
-_LISTED = 1000  # paths that are named; all are counted
+_REPORT = "recovered.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,14 @@ def recover_volume(
     return report
 
 
+def _keep_report(volume: VolumeDir, report: dict[str, Any]) -> None:
+    """What is lost must be known later too: a recovery cannot be asked twice."""
+    path = volume.path / _REPORT
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    report["report"] = str(path)
+
+
 async def _recover(
     settings: Settings,
     volume: VolumeDir | None,
@@ -108,8 +117,10 @@ async def _recover(
         report = await task.run()
         if volume is not None:
             await task.claim()
-            _complete(volume, work, posted, record, place)
         report["requests"] = stats.requests
+        if volume is not None:
+            _keep_report(volume, report)
+            _complete(volume, work, posted, record, place)
         return report
 
 
@@ -309,7 +320,7 @@ async def _losses(
     for one in lost:
         gone[one.ino].append(one)
     missing = []
-    for ino, blocks in list(gone.items())[:_LISTED]:
+    for ino, blocks in gone.items():
         missing.append(
             {
                 "path": await _path_of(journal, ino),
@@ -324,13 +335,9 @@ async def _losses(
         "missing": missing,
         "missing_files": len(gone),
         "missing_bytes": sum(one.size_bytes for one in lost),
-        "older": [await _path_of(journal, ino) for ino in _first(sorted(stale))],
+        "older": [await _path_of(journal, ino) for ino in sorted(stale)],
         "older_files": len(stale),
     }
-
-
-def _first(inos: Iterable[Ino]) -> list[Ino]:
-    return list(inos)[:_LISTED]
 
 
 async def _path_of(journal: Journal, ino: Ino) -> str:

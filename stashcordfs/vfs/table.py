@@ -163,7 +163,7 @@ class BlockTable:
                 ino, live.generation, index, await self._next_version(), pages=pages
             )
             await self._adopt(live, index, slot, pages, whole=False, synced=version)
-        for live in self.live.values():
+        for live in [live for live in self.live.values() if live.dirty]:
             self._clear_unsynced(live)
         await self.journal.lose_trashed(nameless, self.block_bytes)
         self._forget_idle()

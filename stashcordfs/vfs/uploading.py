@@ -231,6 +231,11 @@ class Uploader:
         while under_way & self._parcels:
             await self._changed.wait()
 
+    @property
+    def sending(self) -> bool:
+        """Whether packs are on their way: what they bring will have to be told, too."""
+        return self.state.pending_packs > 0
+
     async def calm(self) -> None:
         """Return when no more than a message of data waits."""
         while self.crowded:

@@ -106,6 +106,8 @@ class Side:
         return os.write(self.handles[slot], bytes_of(seed, length))
 
     def seek(self, slot: int, offset: int, whence: int) -> int:
+        if offset and stat.S_ISDIR(os.fstat(self.handles[slot]).st_mode):
+            raise OSError(errno.EINVAL, "a folder's positions are its file system's own")
         return os.lseek(self.handles[slot], offset, whence)
 
     def ftruncate(self, slot: int, size: int) -> None:

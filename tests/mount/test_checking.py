@@ -197,6 +197,26 @@ def test_a_month_of_subsets_sees_everything(volume):
     assert sum(checked) >= 3
 
 
+def test_an_unmount_ends_by_saying_what_cannot_be_sent_and_the_next_mount_has_it(volume):
+    fill(volume, 1)
+    volume.remount(without_cache=True)
+    delete(volume, packs(volume)[0])
+    admin(volume, "clock", {"advance_s": 120})  # a new message might only be late in coming
+    with (volume.mountpoint / "f0").open("r+b", buffering=0) as file:
+        file.write(b"n" * 4096)  # the rest of the block is on Discord alone
+    (volume.mountpoint / "other").write_bytes(b"o" * 1000)
+    for command in ("sync", "umount"):
+        code, text = run(volume, command, str(volume.mountpoint))
+        assert code == 1
+        assert "kept here: block 0 of /f0: " in text
+    assert "1 blocks not on Discord yet; the next mount goes on" in text
+    assert not volume.is_mounted()
+    volume.mount()
+    with (volume.mountpoint / "f0").open("rb", buffering=0) as file:
+        assert file.read(4096) == b"n" * 4096
+    assert (volume.mountpoint / "other").read_bytes() == b"o" * 1000
+
+
 def test_garbage_is_condemned_on_a_mount_and_without_one(tmp_path) -> None:
     with mounted.DemoVolume.running(tmp_path, settings={"history_days": "0"}) as volume:
         for number in range(2):
@@ -217,23 +237,3 @@ def test_garbage_is_condemned_on_a_mount_and_without_one(tmp_path) -> None:
         assert found["condemned_messages"] == 2
         assert len(packs(volume)) == 2
         volume.mount()
-
-
-def test_an_unmount_ends_by_saying_what_cannot_be_sent_and_the_next_mount_has_it(volume):
-    fill(volume, 1)
-    volume.remount(without_cache=True)
-    delete(volume, packs(volume)[0])
-    admin(volume, "clock", {"advance_s": 120})  # a new message might only be late in coming
-    with (volume.mountpoint / "f0").open("r+b", buffering=0) as file:
-        file.write(b"n" * 4096)  # the rest of the block is on Discord alone
-    (volume.mountpoint / "other").write_bytes(b"o" * 1000)
-    for command in ("sync", "umount"):
-        code, text = run(volume, command, str(volume.mountpoint))
-        assert code == 1
-        assert "kept here: block 0 of /f0: " in text
-    assert "1 blocks not on Discord yet; the next mount goes on" in text
-    assert not volume.is_mounted()
-    volume.mount()
-    with (volume.mountpoint / "f0").open("rb", buffering=0) as file:
-        assert file.read(4096) == b"n" * 4096
-    assert (volume.mountpoint / "other").read_bytes() == b"o" * 1000

@@ -331,7 +331,7 @@ def vim(place: Place) -> Checks:
         for number in range(place.many(10)):
             call(
                 "vim", "-u", "NONE", "-i", "NONE", "-n", "-es", path,
-                "-c", f"set backup backupcopy={copy} fsync",
+                "-c", f"set backupskip= backup backupcopy={copy} fsync",
                 "-c", f"%s/^.*$/line {number}/", "-c", "wq",
                 environment={"TERM": "dumb"},
             )  # fmt: skip

@@ -129,7 +129,7 @@ def make_tree(root: Path, *, files: int, seed: int = 1) -> None:
         file.write(b"middle")
         file.truncate(5 << 20)
     for number, path in enumerate(sorted(root.rglob("*"), reverse=True)):  # folders after theirs
-        if path.is_dir() or path.is_symlink():
+        if path.is_dir() or path.is_symlink() or path.is_fifo():
             os.utime(path, ns=(10**18, 1_400_000_000_987_654_321 + number), follow_symlinks=False)
 
 

@@ -103,7 +103,10 @@ def samba(place: Place) -> Checks:
     call("find", source, "(", "-type", "l", "-o", "-type", "p", ")", "-delete")
     (source / "large").write_bytes(bytes_of("samba", place.many(32) << 20))
     command = ["smbd", "--foreground", "--no-process-group", "-s", str(configuration)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    # in a process group of its own: told to end, it ends all of its group
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+    ) as server:
         try:
             wait_until(lambda: _answers(place), "smbd listens")
             _smb(place, f"lcd {source}; recurse; prompt; mput *")

@@ -46,7 +46,7 @@ def test_what_was_written_offline_arrives_in_order(tmp_path):
 @pytest.mark.fuse
 @pytest.mark.skipif(bool(fuse_missing()), reason=fuse_missing() or "fuse")
 def test_what_was_told_before_a_machine_was_lost_is_back(tmp_path):
-    result = soak_recover(tmp_path, rounds=1, seed=5, shortest_s=60, longest_s=60)
+    result = soak_recover(tmp_path, rounds=1, seed=5, files=700, shortest_s=60, longest_s=60)
 
     assert result.problems == []
     assert result.told > 0

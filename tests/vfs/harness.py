@@ -29,7 +29,7 @@ from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from stashcordfs.store.api import ObjectStore
@@ -157,6 +157,7 @@ async def volume(
     durability: str = "local",
     telling: Telling | None = None,
     history_s: float = 0.0,
+    begun: Callable[[Journal], Awaitable[None]] = _nothing,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one.
 
@@ -190,6 +191,7 @@ async def volume(
         clock=trio.current_time,
         now_ns=now,
         power_lost=verdict,
+        begun=begun,
         ended=_nothing,
         report=reports.append,
         telling=telling and replace(telling, store=telling.store or store),

@@ -180,18 +180,21 @@ class SqliteEngine:
 
     def put_in_trash(self, found: Attributes, parent: Ino, name: bytes, now_ns: int) -> None:
         """An inode that has just lost its last name stays, to come back."""
-        self._db.run("INSERT INTO trash VALUES (?,?,?,?,0)", (found.ino, parent, name, now_ns))
-        self._move_to_trash(found.ino, 1)
+        rows = self._db.all(
+            "INSERT INTO trash VALUES (?1,?2,?3,?4,0)"
+            " RETURNING (SELECT stored FROM inodes WHERE ino = ?1)",
+            (found.ino, parent, name, now_ns),
+        )
+        self._count_trash(1, rows[0][0] or 0)
 
     def take_out_of_trash(self, found: Attributes) -> None:
         """It is about to get a name again, or to be forgotten."""
         self._db.run("DELETE FROM trash WHERE ino = ?", (found.ino,))
         if self._db.changes():
-            self._move_to_trash(found.ino, -1)
+            row = self._db.one("SELECT stored FROM inodes WHERE ino = ?", (found.ino,))
+            self._count_trash(-1, row[0] if row else 0)
 
-    def _move_to_trash(self, ino: Ino, sign: int) -> None:
-        row = self._db.one("SELECT stored FROM inodes WHERE ino = ?", (ino,))
-        stored = int(row[0]) if row else 0
+    def _count_trash(self, sign: int, stored: int) -> None:
         self.trash_inodes += sign
         self.trash_bytes += sign * stored
         self.stored -= sign * stored
