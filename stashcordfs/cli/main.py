@@ -37,6 +37,8 @@ COMMANDS = {
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
     "recover": "Get a volume back from Discord on this machine.",
+    "trash": "Bring back what was deleted or overwritten.",
+    "purge": "Remove a file for good, from Discord and its history too.",
     "key": "Manage passphrases and recovery keys.",
 }
 

@@ -16,10 +16,12 @@ import trio
 from stashcordfs.cache import LocalFiles, Marks
 from stashcordfs.errors import FsError, JournalError, StashcordError
 from stashcordfs.journal import Journal
+from stashcordfs.ops.audit import AuditLog
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.checkpointing import Checkpointer, CheckpointSettings
 from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability, Levels
+from stashcordfs.vfs.erasing import Eraser
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
 from stashcordfs.vfs.garbage_plan import CollectSettings
@@ -31,6 +33,7 @@ from stashcordfs.vfs.reading import Reader
 from stashcordfs.vfs.repacking import Repacker
 from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.telling import Telltale
+from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 from stashcordfs.vfs.usage import Usage
 from stashcordfs.vfs.xattrs import Xattrs
@@ -49,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a volume is mounted. Bytes and seconds."""
+    """How a volume is mounted. Bytes and seconds. `history_s`: of the trash, 0: it is off."""
 
     block_bytes: int
     limits: CacheLimits
@@ -62,6 +65,7 @@ class Options:
     atime: str = "relatime"
     max_bytes: int = 0
     read_only: bool = False
+    history_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,12 @@ class Assembly:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     nursery: trio.Nursery
     publisher: Publisher | None = None
     fence: Fence | None = None
     collector: Collector | None = None
+    eraser: Eraser | None = None
 
 
 def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
@@ -116,6 +122,10 @@ def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
         nursery.start_soon(guarded, task, args)
 
     return spawn
+
+
+def _nothing() -> None:
+    """Nobody else writes."""
 
 
 async def _told(
@@ -320,7 +330,7 @@ async def assembled(
             durability = Durability(
                 blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
             )
-            publisher, fence, collector = None, None, None
+            publisher, fence, collector, eraser = None, None, None, None
             if telling is not None:
                 fence, publisher = await _told(
                     telling,
@@ -338,6 +348,21 @@ async def assembled(
                     telling, folder, journal, store, keys, uploader, settler, publisher, fence,
                     network, clock, now_ns,
                 )  # fmt: skip
+                eraser = Eraser(
+                    journal=journal,
+                    folder=folder,
+                    blocks=blocks,
+                    store=store,
+                    keys=keys,
+                    journal_channel=telling.store.channels[0],
+                    uploader=uploader,
+                    durability=durability,
+                    publisher=publisher,
+                    fence=fence,
+                    collector=collector,
+                    now_ns=now_ns,
+                    audit=AuditLog(folder / "audit.log"),
+                )
             telltale = Telltale(
                 journal=journal, blocks=blocks, told=publisher, last_error=last_error
             )
@@ -361,9 +386,17 @@ async def assembled(
                 require_writable=_gate(options, fence),
                 published=None if publisher is None else publisher.flush,
             )
+            trash = TrashCan(
+                journal=journal,
+                blocks=blocks,
+                levels=levels,
+                now_ns=now_ns,
+                require_writable=_nothing if fence is None else fence.require_writable,
+                keep_s=options.history_s,
+            )
             yield Assembly(
-                journal, blocks, reader, uploader, settler, durability, levels, filesystem,
-                nursery, publisher, fence, collector,
+                journal, blocks, reader, uploader, settler, durability, levels, filesystem, trash,
+                nursery, publisher, fence, collector, eraser,
             )  # fmt: skip
             nursery.cancel_scope.cancel()
         await durability.sync()

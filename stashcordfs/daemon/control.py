@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from stashcordfs.daemon.collecting import collecting
+from stashcordfs.daemon.purging import plan_purge, purging
+from stashcordfs.daemon.trashing import empty_trash, list_trash, restore_trash
 from stashcordfs.daemon.verifying import verifying
 from stashcordfs.errors import ContentLost, StashcordError
 from stashcordfs.ops.control import serve_control
@@ -82,6 +85,11 @@ class Control:
                 "sync": self._sync,
                 "drain": self._drain,
                 "verify": self._verify,
+                "trash_list": partial(list_trash, self._parts.trash),
+                "trash_restore": partial(restore_trash, self._parts.trash),
+                "trash_empty": partial(empty_trash, self._parts.trash),
+                "purge_plan": partial(plan_purge, self._parts.eraser),
+                "purge": self._purge,
                 "gc": self._gc,
                 "shutdown": self._shutdown,
             },
@@ -183,6 +191,12 @@ class Control:
             data=bool(request.get("data")),
             part=(int(part[0]), int(part[1])) if part else None,
         )
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _purge(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        events = purging(self._parts.eraser, self._parts.nursery, request)
         async with aclosing(events):
             async for event in events:
                 yield event

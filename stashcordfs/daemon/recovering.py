@@ -113,7 +113,7 @@ async def _recover(
         )
         store = journal_store_on(client, place)
         record, posted, keys = await _open_record(store, wanted, progress)
-        task = _Task(wanted, store, store_on(client, place), keys, record, work, progress)
+        task = Rebuilding(wanted, store, store_on(client, place), keys, record, work, progress)
         report = await task.run()
         if volume is not None:
             await task.claim()
@@ -158,7 +158,7 @@ async def _open_record(
     raise fault
 
 
-class _Task:
+class Rebuilding:
     """One recovery, from the keys to a journal in `work`."""
 
     def __init__(
@@ -327,6 +327,7 @@ async def _losses(
                 "bytes": sum(block.size_bytes for block in blocks),
                 "blocks": sum(not block.cut for block in blocks),
                 "cut": any(block.cut for block in blocks),
+                "in_trash": await _in_trash(journal, ino),
             }
         )
     stale = {ino for ino, _ in older}
@@ -340,5 +341,15 @@ async def _losses(
 
 
 async def _path_of(journal: Journal, ino: Ino) -> str:
-    paths = await journal.paths_of(ino)
-    return paths[0].decode("utf-8", "surrogateescape") if paths else f"inode {ino}, without a name"
+    return (await journal.told_path(ino)).decode("utf-8", "surrogateescape")
+
+
+async def _in_trash(journal: Journal, ino: Ino) -> int | None:
+    """The newest content that the trash has of a file's place, by its id."""
+    older = [
+        entry.found.ino
+        for parent, name in await journal.names_of(ino)
+        for entry in await journal.trash_of(parent, name)
+        if not entry.is_folder
+    ]
+    return older[-1] if older else None

@@ -118,6 +118,14 @@ class StashcordOperations(pyfuse3.Operations):
         self._metrics.guarded_faults.labels(name).inc()
         self.report(f"{name}: internal error {type(error).__name__}; see the log")
 
+    def named(self, parent: Ino, name: bytes) -> None:
+        """A name has come that the kernel did not ask for: it must forget that there is none."""
+        pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+    def unnamed(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """A name has gone that the kernel did not remove: it must forget it and its file."""
+        pyfuse3.invalidate_entry_async(parent, name, deleted=ino, ignore_enoent=True)
+
     def _entry(self, found: Attributes) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = found.ino

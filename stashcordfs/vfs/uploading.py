@@ -230,6 +230,12 @@ class Uploader:
         """Whether packs are on their way: what they bring will have to be told, too."""
         return self.state.pending_packs > 0
 
+    async def landed(self) -> None:
+        """Return when every message that is made or on its way now has ended, however."""
+        under_way = set(self._parcels)
+        while under_way & self._parcels:
+            await self._changed.wait()
+
     async def calm(self) -> None:
         """Return when no more than a message of data waits."""
         while self.crowded:

@@ -24,7 +24,7 @@ def test_a_sound_volume_is_clean_and_nothing_is_changed_by_looking(unmounted) ->
     report = unmounted.check()
     assert report.findings == []
     assert report.clean
-    assert len(report.stages) == 12
+    assert len(report.stages) == 13
     assert files_of(unmounted.folder) == before
 
 
