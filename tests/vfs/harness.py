@@ -156,8 +156,8 @@ async def volume(
     other_store: ObjectStore | None = None,
     durability: str = "local",
     telling: Telling | None = None,
-    history_s: float = 0.0,
     begun: Callable[[Journal], Awaitable[None]] = _nothing,
+    history_s: float = 0.0,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one.
 
