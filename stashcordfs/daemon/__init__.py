@@ -9,6 +9,7 @@ no logic of their own.
 from __future__ import annotations
 
 from stashcordfs.daemon.checking import collect_volume, fsck_volume, verify_volume
+from stashcordfs.daemon.looking_back import run_mount_at
 from stashcordfs.daemon.mounted import run_mount
 from stashcordfs.daemon.provision import MkfsResult, change_keys, mkfs
 from stashcordfs.daemon.recovering import Wanted, recover_volume
@@ -22,5 +23,6 @@ __all__ = [
     "mkfs",
     "recover_volume",
     "run_mount",
+    "run_mount_at",
     "verify_volume",
 ]

@@ -22,6 +22,7 @@ from stashcordfs.crypto.keys import KEY_BYTES, VolumeKeys
 from stashcordfs.daemon.assembly import Telling
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import AccessDenied, NotFound, StashcordError, TokenRejected, UsageError
 from stashcordfs.journal import Journal
 from stashcordfs.store import record as records
@@ -89,10 +90,13 @@ def telling(
 
 @asynccontextmanager
 async def open_store(
-    token: Callable[[], str], volume: VolumeRecord, stats: ClientStats
+    token: Callable[[], str],
+    volume: VolumeRecord,
+    stats: ClientStats,
+    kept: KeptLimits | None = None,
 ) -> AsyncIterator[DiscordStore]:
     """The same with a client of its own, for a command."""
-    async with DiscordClient(api_url=volume.api_url, token=token, stats=stats) as client:
+    async with DiscordClient(api_url=volume.api_url, token=token, stats=stats, kept=kept) as client:
         yield store_on(client, volume)
 
 
@@ -218,7 +222,8 @@ def _post(
     data = records.encode(record, keys)
 
     async def post() -> Location:
-        async with open_store(token, local, ClientStats()) as store:
+        kept = KeptLimits(volume.limits_path)
+        async with open_store(token, local, ClientStats(), kept) as store:
             return await explained(lambda: store.post_record(data, record.filename))
 
     progress("posting the volume's record")

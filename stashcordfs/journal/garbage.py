@@ -84,6 +84,13 @@ class Garbage(Holdings):
         for noted in self._noted:
             noted.add((ino, index))
 
+    def _note_references(self, ino: Ino, indexes: Iterable[int]) -> None:
+        """Blocks refer to chunks that others refer to as well. Within an operation."""
+        if self._noted:
+            blocks = [(ino, index) for index in indexes]
+            for noted in self._noted:
+                noted.update(blocks)
+
     async def referred_chunks(self, blocks: Iterable[Block]) -> dict[Block, tuple[int, int]]:
         """What these blocks refer to now: the row of the chunk, and of its pack."""
         found = {}

@@ -41,6 +41,11 @@ _NOWHERE = Location(0, 0, 0, "", 0)
 Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
 
 
+def bitmap_of(pages: int) -> bytes:
+    """A page bitmap as a dirty row has it."""
+    return pages.to_bytes((pages.bit_length() + 7) // 8, "little")
+
+
 class Outbox(Garbage):
     """What uploading, reading and the block cache keep in the journal."""
 
@@ -239,9 +244,9 @@ class Outbox(Garbage):
         """Blocks (index, version, page bitmap) whose local bytes have just been synced."""
         with self._db.operation:
             for index, version, pages in rows:
-                bitmap = pages.to_bytes((pages.bit_length() + 7) // 8, "little")
                 self._db.run(
-                    "INSERT OR REPLACE INTO dirty VALUES (?,?,?,?)", (ino, index, version, bitmap)
+                    "INSERT OR REPLACE INTO dirty VALUES (?,?,?,?)",
+                    (ino, index, version, bitmap_of(pages)),
                 )
 
     async def drop_dirty(self, ino: Ino, rows: Iterable[tuple[int, int]]) -> None:

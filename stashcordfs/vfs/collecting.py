@@ -372,20 +372,21 @@ class Collector:
 
     # ------------------------------------------------------------------ for `purge`
 
-    async def expel(self, chunks: Collection[int]) -> list[Address]:
+    async def expel(self, chunks: Collection[int], *, packs: Collection[int] = ()) -> list[Address]:
         """Rewrite the messages that hold these rows of chunks, without them; their addresses.
 
-        Nothing may refer to the chunks any more (StashcordError), nor does history keep them. What
-        else the messages hold is packed anew. They are condemned, not deleted: call `delete` with
-        what this returns. Everything that is condemned is told in the next segment.
+        Also those of `packs` (rows), whatever they hold: for what their tables tell. Nothing may
+        refer to the chunks any more (StashcordError), nor does history keep them. What else the
+        messages hold is packed anew. They are condemned, not deleted: call `delete` with what this
+        returns. Everything that is condemned is told in the next segment.
         """
         self._fence.require_writable()
         doomed = set(chunks)
         async with self._turn:
             with charged(self.account):
                 async with self.looking() as (census, noted):
-                    packs = set(await self._journal.packs_of(doomed))
-                    held = [each for each in census.messages if packs & set(each.packs)]
+                    found = {*packs, *await self._journal.packs_of(doomed)}
+                    held = [each for each in census.messages if found & set(each.packs)]
                     condemned: list[Address] = []
                     room = self._store.limits.max_request_bytes * 9 // 10
                     for batch in batches(held, room):

@@ -1,10 +1,12 @@
 """The long runs of uploading, recovering and collecting; `make soak-uploads` and so on start them.
 
-    python tests/soak/run.py uploads|offline|recover|garbage [--seed N] [--dir FOLDER] [--write]
+    python tests/soak/run.py uploads|offline|recover|garbage|directory [--seed N] [--dir FOLDER]
+                             [--write] [--state FILE]
 
 Seeded. Exit code 1 when something was not as it must be. With --write the findings go to
-docs/evidence/uploads.json, offline.json, recover.json or garbage.json. `garbage` has two parts;
-with --state FILE one that was finished with the same code is not run again.
+docs/evidence/uploads.json, offline.json and so on. With --state FILE, `recover` goes on after an
+interruption with the next round, and a part of `garbage` that was finished with the same code is
+not run again.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
+import directory
 import evidence
 import garbage
 import offline
@@ -59,13 +62,13 @@ def _garbage(folder: Path, seed: int, commit: str, state: Path | None) -> Both:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("which", choices=["uploads", "offline", "recover", "garbage"])
+    parser.add_argument("which", choices=["uploads", "offline", "recover", "garbage", "directory"])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
-    parser.add_argument("--state", type=Path, help="where finished parts are kept")
+    parser.add_argument("--state", type=Path, help="where finished rounds or parts are kept")
     parser.add_argument("--write", action="store_true", help="write the evidence")
     options = parser.parse_args()
-    if options.which in ("offline", "recover") and (reason := fuse_missing()):
+    if options.which in ("offline", "recover", "directory") and (reason := fuse_missing()):
         print(f"soak: {reason}", file=sys.stderr)
         return 2
     # in the background a shell ignores SIGINT for us, and our commands would inherit that
@@ -76,10 +79,12 @@ def main() -> int:
         result = (
             _garbage(folder, options.seed, commit, options.state)
             if options.which == "garbage"
-            else recovering.soak_recover(folder, rounds=20, seed=options.seed)
+            else recovering.soak_recover(folder, rounds=20, seed=options.seed, state=options.state)
             if options.which == "recover"
             else uploads.soak_uploads(folder, uploads=1000, seed=options.seed)
             if options.which == "uploads"
+            else directory.soak_directory(folder / "volume", entries=1_000_000, seed=options.seed)
+            if options.which == "directory"
             else offline.soak_offline(
                 folder / "volume",
                 data_bytes=2 * GIB,

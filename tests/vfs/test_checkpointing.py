@@ -39,11 +39,6 @@ OFTEN = CheckpointSettings(segments=4)
 
 
 @pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
-@pytest.fixture
 def channel(tmp_path):
     return FaultyStore(tmp_path / "channel", limits=Limits(max_attachment_bytes=8 << 10))
 
