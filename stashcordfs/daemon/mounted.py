@@ -23,7 +23,7 @@ import trio
 from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Assembly, Options, assembled
 from stashcordfs.daemon.control import Control
-from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
+from stashcordfs.daemon.ground import ended_cleanly, power_was_lost, stand_here
 from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
@@ -49,11 +49,14 @@ if TYPE_CHECKING:
     from stashcordfs.fuse.options import MountOptions
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.collecting import Collector
     from stashcordfs.vfs.durability import Durability, Levels
+    from stashcordfs.vfs.erasing import Eraser
     from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.publishing import Publisher
     from stashcordfs.vfs.settling import Settler
+    from stashcordfs.vfs.trash_can import TrashCan
     from stashcordfs.vfs.uploading import Uploader
 
 log = logging.getLogger(__name__)
@@ -89,6 +92,7 @@ class Parts:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     stats: ClientStats
     client: DiscordClient
     token: Token
@@ -99,6 +103,8 @@ class Parts:
     verifier: Verifier
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
+    eraser: Eraser | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
@@ -115,6 +121,18 @@ class Parts:
         return {
             "segment": self.publisher.segment,
             "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+        }
+
+    def _garbage(self) -> dict[str, object]:
+        """What the last census found, and what was collected since the mount."""
+        if self.collector is None:
+            return {}
+        total = self.collector.total
+        return {
+            "history_bytes": total.history_bytes,
+            "garbage_bytes": total.dead_bytes + total.condemned_bytes,
+            "collected_bytes": total.deleted_bytes,
+            "gc_requests": self.collector.account.requests,
         }
 
     def status(self) -> dict[str, object]:
@@ -144,14 +162,23 @@ class Parts:
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
             "damaged_blocks": self.verifier.damaged_blocks,
+            "trash_files": self.trash.usage[0],
+            "trash_bytes": self.trash.usage[1],
+            "erasing": self.eraser.pending if self.eraser else 0,
             **self._told(),
+            **self._garbage(),
             "last_error": self.fenced or self.report.last_error,
         }
 
-    def reload(self) -> None:
+    def _read_settings(self) -> tuple[Settings, str]:
+        """The settings as they are now, and the token, for which a command may run. Blocks."""
+        new = load_settings(volume=self.name.partition("@")[0])
+        return new, "" if new.token is None else new.token.reveal()
+
+    async def reload(self) -> None:
         """Take up the settings that may change while mounted (config.RELOADABLE)."""
         try:
-            new = load_settings(volume=self.name)
+            new, token = await trio.to_thread.run_sync(self._read_settings, abandon_on_cancel=True)
         except StashcordError as error:
             self.report(f"settings not reloaded: {error}")
             return
@@ -162,10 +189,9 @@ class Parts:
         self.durability.deadline_s = new.network_deadline_s
         self.filesystem.limit_reads(new.network_deadline_s)
         self.filesystem.usage.max_bytes = new.max_size
-        if new.token is not None:
-            value = new.token.reveal()
-            redact(value)
-            self.token.replace(value)
+        if token:
+            redact(token)
+            self.token.replace(token)
         self.uploader.wake()
         if self.publisher is not None:
             self.publisher.retry_now()
@@ -214,6 +240,7 @@ def assembly_options(
         atime=atime,
         max_bytes=settings.max_size,
         read_only=read_only,
+        history_s=settings.history_days * 86_400.0,
     )
 
 
@@ -230,10 +257,21 @@ def run_mount(
     """
     volume = VolumeDir(settings.state_dir, name)
     volume.read_record()
+    with volume.lock():
+        serve_volume(settings, volume, mountpoint, options, ready)
+
+
+def serve_volume(
+    settings: Settings,
+    volume: VolumeDir,
+    mountpoint: Path,
+    options: Mapping[str, str | bool],
+    ready: Callable[[], None],
+) -> None:
+    """The same with a volume whose lock the caller holds."""
     _bound_malloc()
     gc.freeze()  # what is loaded by now stays: the collector need not look at it again
-    with volume.lock():
-        trio.run(_main, settings, volume, mountpoint, options, ready)
+    trio.run(_main, settings, volume, mountpoint, options, ready)
 
 
 def _bound_malloc() -> None:
@@ -250,6 +288,17 @@ def _bound_malloc() -> None:
         mallopt(_M_ARENA_MAX, 2)
 
 
+def _trim_malloc() -> None:
+    """Give the pages of what was freed back, also those between what is still in use (3 ms).
+
+    Blocks of 1 MiB lie in the heap among objects that stay; without this the heap keeps the most
+    that three messages ever took (malloc_trim(3), since glibc 2.8).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 async def _main(
     settings: Settings,
     volume: VolumeDir,
@@ -261,8 +310,9 @@ async def _main(
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     report = Report()
     stats = ClientStats()
-    token = Token(settings, again=partial(load_settings, volume=volume.name))
-    sorted_options = sort_options(volume.name, options)
+    name = volume.mount_name.partition("@")[0]
+    token = Token(settings, again=partial(load_settings, volume=name))
+    sorted_options = sort_options(volume.mount_name, options)
     chosen = assembly_options(
         settings,
         record.block_size,
@@ -285,14 +335,15 @@ async def _main(
             clock=boottime,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
             last_error=lambda: report.last_error,
-            telling=None if chosen.read_only else telling(client, volume, stats),
+            telling=None if chosen.read_only else telling(client, volume, stats, settings),
         ) as assembly,
     ):
         parts = Parts(
-            volume.name,
+            volume.mount_name,
             mountpoint,
             settings,
             assembly.blocks,
@@ -301,6 +352,7 @@ async def _main(
             assembly.durability,
             assembly.levels,
             assembly.filesystem,
+            assembly.trash,
             stats,
             client,
             token,
@@ -323,7 +375,10 @@ async def _main(
             verifier_of(assembly, volume, store, keys, report),
             assembly.publisher,
             assembly.fence,
+            assembly.collector,
+            assembly.eraser,
         )
+        assembly.uploader.freed = _trim_malloc
         await _serve(parts, volume, sorted_options, ready, assembly.nursery)
     left = parts.blocks.room.dirty_bytes, len(parts.blocks.queue)
     log.info("unmounted volume=%s left_bytes=%d left_blocks=%d", volume.name, *left)
@@ -359,6 +414,9 @@ async def _serve(
         shown=options.shown,
     )
     session = Session(operations, parts.mountpoint, options=options.kernel)
+    parts.trash.named = operations.named
+    if parts.eraser is not None:
+        parts.eraser.unnamed = operations.unnamed
     control = Control(parts, session, notifier, metrics)
     with session.mounted():
         for task in (
@@ -366,11 +424,14 @@ async def _serve(
             parts.durability.run_syncs,
             parts.uploader.run,
             parts.settler.run_watch,
+            *([] if options.read_only else [parts.trash.run]),
+            *([parts.eraser.run] if parts.eraser else []),
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,
             operations.interrupts.run,
             *([parts.publisher.run] if parts.publisher else []),
+            *([parts.collector.run] if parts.collector and settings.gc_share else []),
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
+from stashcordfs.errors import FsError
 from stashcordfs.fuse.guard import guard
 from stashcordfs.fuse.interrupts import Interrupts
 from stashcordfs.types import Attributes, Ino
@@ -65,6 +66,24 @@ def _is_in_group(ctx: RequestContext, gid: int) -> bool:
         return False
 
 
+def _writes_back_times(fields: SetattrFields) -> bool:
+    """Whether this is how the kernel's flusher brings the times of what was written.
+
+    It may come after the file is gone, and does not look at the answer's attributes; an error would
+    come out of the next syncfs(2) (fs/fuse/inode.c, fuse_flush_times).
+    """
+    others = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
+    return fields.update_mtime and not fields.update_atime and not any(others)
+
+
+def _gone(inode: int) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.st_ino = inode
+    entry.st_mode = stat.S_IFREG
+    entry.st_nlink = 0
+    return entry
+
+
 class StashcordOperations(pyfuse3.Operations):
     """What pyfuse3 calls. `report` hears faults, `metrics` counts what should never happen."""
 
@@ -101,6 +120,14 @@ class StashcordOperations(pyfuse3.Operations):
         """A handler raised what it should not."""
         self._metrics.guarded_faults.labels(name).inc()
         self.report(f"{name}: internal error {type(error).__name__}; see the log")
+
+    def named(self, parent: Ino, name: bytes) -> None:
+        """A name has come that the kernel did not ask for: it must forget that there is none."""
+        pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+    def unnamed(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """A name has gone that the kernel did not remove: it must forget it and its file."""
+        pyfuse3.invalidate_entry_async(parent, name, deleted=ino, ignore_enoent=True)
 
     def _entry(self, found: Attributes) -> EntryAttributes:
         entry = EntryAttributes()
@@ -217,17 +244,22 @@ class StashcordOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """With the write-back cache the kernel owns mtime and ctime: what it sends is taken."""
-        changed = await self._fs.setattr(
-            Ino(inode),
-            mode=attr.st_mode if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
-            size=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
-            fh=fh,
-        )
+        try:
+            changed = await self._fs.setattr(
+                Ino(inode),
+                mode=attr.st_mode if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                size=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+                ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+                fh=fh,
+            )
+        except FsError as error:
+            if error.errno == errno.ENOENT and _writes_back_times(fields):
+                return _gone(inode)
+            raise
         return self._entry(changed)
 
     @guard

@@ -13,7 +13,7 @@ import stat
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from stashcordfs.errors import FsError
+from stashcordfs.errors import ContentLost, FsError
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 from stashcordfs.vfs.live import Handle, Live
 from stashcordfs.vfs.table import clean_key
@@ -230,10 +230,17 @@ class FileSystem:
             self._ghosts.popitem(last=False)
 
     async def _purge(self, found: Attributes) -> None:
+        only_here = self._blocks.only_here(found.ino)
+        local = await self._blocks.abandon(found)
         if self._is_long(found):
-            self._spawn(self._blocks.purge, found)  # in batches, off this request
+            self._spawn(self._forget, found, local, only_here)  # in batches, off this request
         else:
-            await self._blocks.purge(found)
+            await self._forget(found, local, only_here)
+
+    async def _forget(self, found: Attributes, local: bool, only_here: Sequence[int]) -> None:
+        await self._journal.purge(
+            found, local=local, only_here=only_here, block_bytes=self._blocks.block_bytes
+        )
 
     # ------------------------------------------------------------------ attributes
 
@@ -303,6 +310,13 @@ class FileSystem:
         """`mtime_ns`: None leaves it to whether the size changes, as truncate(2) has it."""
         if size > self._max_file_bytes:
             raise FsError(errno.EFBIG)
+        if size == 0 and live.size and not live.nameless:
+            await self._journal.keep_version(
+                live.ino,
+                only_here=self._blocks.only_here(live.ino),
+                block_bytes=self._blocks.block_bytes,
+                now_ns=self._now_ns(),
+            )
         if size != live.size or mtime_ns is not None:
             await self._blocks.truncate(live, size, self._now_ns())
 
@@ -535,14 +549,21 @@ class FileSystem:
     async def sync_remote(self, below: Ino = ROOT_INO) -> None:
         """Return when everything below is on Discord as it is now, or newer, and named there.
 
-        EROFS when another writer has the volume: it will not get there.
+        EROFS when another writer has the volume: it will not get there. ContentLost when all is
+        there but what cannot be sent.
         """
         self._require_writable()
         lives = await self._dirty_below(below)
-        await self._uploader.flush(lambda live: live in lives)
+        lost = None
+        try:
+            await self._uploader.flush(lambda live: live in lives)
+        except ContentLost as error:
+            lost = error
         await self._durability.sync()
         if self._published is not None:
             await self._published()
+        if lost is not None:
+            raise lost
 
     async def _dirty_below(self, folder: Ino) -> set[Live]:
         return {

@@ -101,6 +101,7 @@ class Settler:
         self._report = report
         self._listing_s = listing_s
         self._unsettled: list[_Unsettled] = []
+        self._complained: type[DiscordError] | None = None  # since the last listing answered
         self._asked = trio.Event()
         self._watch_added = trio.Event()
         self._looks: deque[tuple[float, int]] = deque()  # when, and the newest id known then
@@ -264,10 +265,14 @@ class Settler:
         names = {name for upload in uploads for name, _ in upload.wanted.values()}
         try:
             with self._network.noticing():
-                return await self._store.find(min(upload.after for upload in uploads), names)
+                found = await self._store.find(min(upload.after for upload in uploads), names)
         except DiscordError as error:
-            self._report(f"looking for what may have arrived: {error}")
+            if type(error) is not self._complained:  # once, not at every look
+                self._complained = type(error)
+                self._report(f"looking for what may have arrived: {error}")
             return None
+        self._complained = None
+        return found
 
     # ------------------------------------------------------------------ the watch list
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+BLOCK_BYTES = 256 << 10  # the rig's volumes have such blocks
 _ROOT = 1
 
 # Each finds rows that must not be.
@@ -60,6 +61,10 @@ _NEVER = {
     "a chunk list entry longer than its chunk": (
         "SELECT l.ino, l.idx, l.valid_length, c.plain_length"
         " FROM chunk_list l JOIN chunks c ON c.id = l.chunk WHERE l.valid_length > c.plain_length"
+    ),
+    "a chunk list entry beyond its file's end": (
+        "SELECT l.ino, l.idx, l.valid_length, i.size FROM chunk_list l JOIN inodes i ON i.ino=l.ino"
+        f" WHERE l.idx * {BLOCK_BYTES} + l.valid_length > i.size"
     ),
     "a chunk list entry in a pack that is not confirmed": (
         "SELECT l.ino, l.idx, p.filename FROM chunk_list l JOIN chunks c ON c.id = l.chunk"

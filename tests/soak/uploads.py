@@ -146,6 +146,7 @@ class Soak:
                 clock=trio.current_time,
                 now_ns=lambda: int(wall() * 1e9),
                 power_lost=_same_ground,
+                begun=_nothing,
                 ended=_nothing,
                 report=lambda _: None,
             ) as made,
