@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from stashcordfs.daemon.collecting import collecting
+from stashcordfs.daemon.purging import plan_purge, purging
+from stashcordfs.daemon.trashing import empty_trash, list_trash, restore_trash
 from stashcordfs.daemon.verifying import verifying
 from stashcordfs.errors import ContentLost, StashcordError
 from stashcordfs.ops.control import serve_control
@@ -81,6 +85,12 @@ class Control:
                 "sync": self._sync,
                 "drain": self._drain,
                 "verify": self._verify,
+                "trash_list": partial(list_trash, self._parts.trash),
+                "trash_restore": partial(restore_trash, self._parts.trash),
+                "trash_empty": partial(empty_trash, self._parts.trash),
+                "purge_plan": partial(plan_purge, self._parts.eraser),
+                "purge": self._purge,
+                "gc": self._gc,
                 "shutdown": self._shutdown,
             },
             task_status=task_status,
@@ -185,6 +195,21 @@ class Control:
             async for event in events:
                 yield event
 
+    async def _purge(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        events = purging(self._parts.eraser, self._parts.nursery, request)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _gc(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        collector = self._parts.collector
+        if collector is None:
+            raise StashcordError("this mount is read-only: nothing is collected here")
+        events = collecting(collector, self._parts.nursery)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
     async def _shutdown(self, request: dict[str, Any]) -> dict[str, object]:
         self._session.stop()
         return {"stopping": True}
@@ -255,6 +280,12 @@ class Control:
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
         metrics.token_rejected.set(parts.client.gate.rejected)
+        if (collector := parts.collector) is not None:
+            found = collector.total
+            metrics.history_bytes.set(found.history_bytes)
+            metrics.garbage_bytes.set(found.dead_bytes + found.condemned_bytes)
+            metrics.follow(metrics.collected_bytes, found.deleted_bytes)
+            metrics.follow(metrics.gc_requests, collector.account.requests)
         for counter, total in (
             (metrics.requests, stats.requests),
             (metrics.rate_limited, stats.rate_limited),

@@ -28,6 +28,8 @@ from stashcordfs.journal import Journal
 from stashcordfs.store import record as records
 from stashcordfs.store.discord_store import DiscordStore
 from stashcordfs.store.segment import genesis
+from stashcordfs.vfs.checkpointing import CheckpointSettings
+from stashcordfs.vfs.garbage_plan import CollectSettings
 from stashcordfs.vfs.journal_channel import SEEN
 from stashcordfs.volumes import VolumeDir, VolumeRecord
 
@@ -69,15 +71,20 @@ def journal_store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStor
     return DiscordStore(client, channels=[channel], journal_channel=channel)
 
 
-def telling(client: DiscordClient, volume: VolumeDir, stats: ClientStats) -> Telling:
-    """What a mount needs to tell Discord of its journal."""
+def telling(
+    client: DiscordClient, volume: VolumeDir, stats: ClientStats, settings: Settings
+) -> Telling:
+    """What a mount needs to tell Discord of its journal, and to collect garbage."""
     record = read_record(volume)
+    history_s = settings.history_days * 86_400.0
     return Telling(
         store=journal_store_on(client, volume.read_record()),
         genesis=genesis(record),
         record=records.PostedRecord(record.filename, (volume.path / _RECORD).read_bytes()),
         host=socket.gethostname(),
         requests=lambda: stats.requests,
+        checkpoints=CheckpointSettings(keep_s=history_s),
+        garbage=CollectSettings(history_s=history_s, share=settings.gc_share),
     )
 
 

@@ -7,6 +7,7 @@ had fetched into STATE/NAME/recover.
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import tempfile
@@ -33,7 +34,7 @@ from stashcordfs.vfs.journal_channel import JournalChannel
 from stashcordfs.volumes import VolumeDir, VolumeRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from stashcordfs.config import Settings
     from stashcordfs.crypto.keys import VolumeKeys
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _WORK = "recover"
-_LISTED = 1000  # paths that are named; all are counted
+_REPORT = "recovered.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,14 @@ def recover_volume(
     return report
 
 
+def _keep_report(volume: VolumeDir, report: dict[str, Any]) -> None:
+    """What is lost must be known later too: a recovery cannot be asked twice."""
+    path = volume.path / _REPORT
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    report["report"] = str(path)
+
+
 async def _recover(
     settings: Settings,
     volume: VolumeDir | None,
@@ -104,12 +113,14 @@ async def _recover(
         )
         store = journal_store_on(client, place)
         record, posted, keys = await _open_record(store, wanted, progress)
-        task = _Task(wanted, store, store_on(client, place), keys, record, work, progress)
+        task = Rebuilding(wanted, store, store_on(client, place), keys, record, work, progress)
         report = await task.run()
         if volume is not None:
             await task.claim()
-            _complete(volume, work, posted, record, place)
         report["requests"] = stats.requests
+        if volume is not None:
+            _keep_report(volume, report)
+            _complete(volume, work, posted, record, place)
         return report
 
 
@@ -147,7 +158,7 @@ async def _open_record(
     raise fault
 
 
-class _Task:
+class Rebuilding:
     """One recovery, from the keys to a journal in `work`."""
 
     def __init__(
@@ -309,13 +320,14 @@ async def _losses(
     for one in lost:
         gone[one.ino].append(one)
     missing = []
-    for ino, blocks in list(gone.items())[:_LISTED]:
+    for ino, blocks in gone.items():
         missing.append(
             {
                 "path": await _path_of(journal, ino),
                 "bytes": sum(block.size_bytes for block in blocks),
                 "blocks": sum(not block.cut for block in blocks),
                 "cut": any(block.cut for block in blocks),
+                "in_trash": await _in_trash(journal, ino),
             }
         )
     stale = {ino for ino, _ in older}
@@ -323,15 +335,21 @@ async def _losses(
         "missing": missing,
         "missing_files": len(gone),
         "missing_bytes": sum(one.size_bytes for one in lost),
-        "older": [await _path_of(journal, ino) for ino in _first(sorted(stale))],
+        "older": [await _path_of(journal, ino) for ino in sorted(stale)],
         "older_files": len(stale),
     }
 
 
-def _first(inos: Iterable[Ino]) -> list[Ino]:
-    return list(inos)[:_LISTED]
-
-
 async def _path_of(journal: Journal, ino: Ino) -> str:
-    paths = await journal.paths_of(ino)
-    return paths[0].decode("utf-8", "surrogateescape") if paths else f"inode {ino}, without a name"
+    return (await journal.told_path(ino)).decode("utf-8", "surrogateescape")
+
+
+async def _in_trash(journal: Journal, ino: Ino) -> int | None:
+    """The newest content that the trash has of a file's place, by its id."""
+    older = [
+        entry.found.ino
+        for parent, name in await journal.names_of(ino)
+        for entry in await journal.trash_of(parent, name)
+        if not entry.is_folder
+    ]
+    return older[-1] if older else None

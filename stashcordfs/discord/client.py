@@ -41,6 +41,7 @@ from stashcordfs.errors import (
     TooLarge,
     UsageError,
 )
+from stashcordfs.ops.accounting import count_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -441,6 +442,7 @@ class DiscordClient:
             request, sending = self._build(call, token)
             self.stats.requests += 1
             self._keep_limits()
+            count_request()
             with self._connections.breakable() as scope:
                 outcome = await wire.exchange(
                     self._connections.api, request, body=call.body, limit_s=10 * self._timeout_s

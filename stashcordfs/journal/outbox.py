@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
 from stashcordfs.journal.engine import ChunkEntry, Intent
-from stashcordfs.journal.holdings import Holdings
+from stashcordfs.journal.garbage import Garbage
 from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def bitmap_of(pages: int) -> bytes:
     return pages.to_bytes((pages.bit_length() + 7) // 8, "little")
 
 
-class Outbox(Holdings):
+class Outbox(Garbage):
     """What uploading, reading and the block cache keep in the journal."""
 
     def __init__(
@@ -56,6 +56,7 @@ class Outbox(Holdings):
         self._db = database
         self._engine = engine
         self._clock_ns = clock_ns
+        super().__init__()
 
     # ------------------------------------------------------------------ chunk lists
 
@@ -112,6 +113,7 @@ class Outbox(Holdings):
                 self._db.run(_REFER, item)
                 if self._db.changes():
                     self._db.touched.add((ino, index))
+                    self._note_reference(ino, index)
                     grown[ino] += valid - (before[0] if before else 0)
                 elif self._engine.inode(ino) is not None:
                     raise JournalError(f"block {index} of inode {ino}: its chunk is unknown")

@@ -419,6 +419,17 @@ class Blocks(BlockTable):
         self.drop(found.ino, await self.journal.cached_beyond(found.ino, 0) if local else ())
         return local
 
+    def only_here(self, ino: Ino) -> list[int]:
+        """Blocks of an inode that Discord does not have in their last version."""
+        live = self.live.get(ino)
+        return [] if live is None else [i for i, d in live.dirty.items() if d.uploaded < d.version]
+
+    async def revive(self, ino: Ino) -> None:
+        """An inode without a name gets one again. What was its local file may yet be reaped."""
+        await self._forget_clean(await self.journal.cached_beyond(ino, 0))
+        generation = self._generations[ino] = await self._next_version()
+        await self.journal.set_local_generation(ino, generation)
+
     def is_local(self, ino: Ino) -> bool:
         """Whether this machine may know anything of the inode's blocks."""
         return ino in self._generations or self.files.exists((ino, 0))

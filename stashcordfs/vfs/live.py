@@ -113,7 +113,6 @@ class Handle:
     next_offset: int = 0
     window_bytes: int = 0
     ahead_to: int = 0
-    atime_done: bool = False
 
     @property
     def writable(self) -> bool:

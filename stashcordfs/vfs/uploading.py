@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,10 +33,10 @@ from stashcordfs.errors import (
     StashcordError,
     TooLarge,
 )
-from stashcordfs.store.pack import FileNote, Reference
+from stashcordfs.store.pack import Reference
 from stashcordfs.store.packer import RequestBuilder
-from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.blocks import Uploaded
+from stashcordfs.vfs.posting import file_notes, post_packs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from stashcordfs.journal import Journal
     from stashcordfs.journal.engine import Intent
     from stashcordfs.store.api import ObjectStore
-    from stashcordfs.store.pack import FinishedPack, Head
+    from stashcordfs.store.pack import FileNote, FinishedPack, Head
     from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
@@ -144,6 +143,7 @@ class Uploader:
         self._backoff_s = 0.0
         self._paused_offline = False
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
+        self._parcels: set[_Parcel] = set()  # being filled, or on their way
         self.halted: Callable[[], bool] = lambda: False  # another writer has the volume
         self.committed: Callable[[float], None] = lambda _: None  # since when the blocks waited
         self.head: Callable[[], Awaitable[Head | None]] = _no_head  # the newest segment
@@ -216,10 +216,30 @@ class Uploader:
         text = f"not on Discord, but kept here: block {index} of {path}{more}: {why}"
         return ContentLost(errno.EIO, text)
 
+    def chosen_chunks(self) -> set[ChunkId]:
+        """Chunks that blocks on their way are about to refer to, known ones among them."""
+        return {chunk_id for parcel in self._parcels for _, chunk_id in parcel.items}
+
     @property
     def crowded(self) -> bool:
         """Whether more waits than a message holds."""
         return self._blocks.room.dirty_bytes >= self._store.limits.max_request_bytes
+
+    @property
+    def sending(self) -> bool:
+        """Whether packs are on their way: what they bring will have to be told, too."""
+        return self.state.pending_packs > 0
+
+    async def landed(self) -> None:
+        """Return when every message that is made or on its way now has ended, however."""
+        under_way = set(self._parcels)
+        while under_way & self._parcels:
+            await self._changed.wait()
+
+    async def calm(self) -> None:
+        """Return when no more than a message of data waits."""
+        while self.crowded:
+            await self._changed.wait()
 
     def oldest_dirty_s(self) -> float:
         """Age in seconds of the oldest byte that is not on Discord; 0 when there is none."""
@@ -361,6 +381,7 @@ class Uploader:
     async def _build(self) -> _Parcel:
         """Fill one message. On any failure every block taken may be picked again."""
         parcel = _Parcel()
+        self._parcels.add(parcel)
         builder = RequestBuilder(self._keys, self._store.limits, compress=self.settings.compress)
         seen: set[ChunkId] = set()
         try:
@@ -369,8 +390,11 @@ class Uploader:
                 told = await self._table(parcel)
                 parcel.packs = await builder.finish(*told, head=await self.head())
         except BaseException:
+            self._parcels.discard(parcel)
             parcel.release()
             raise
+        if not parcel.items:
+            self._parcels.discard(parcel)
         self.state.pending_packs += len(parcel.packs)
         self._in_flight |= {chunk_id: [] for chunk_id in seen}
         return parcel
@@ -437,19 +461,8 @@ class Uploader:
             Reference(u.live.ino, u.index, u.version, chunk_id, u.valid)
             for u, chunk_id in parcel.items
         ]
-        files = []
         sizes = {u.live.ino: u.live.size for u, _ in parcel.items}  # the journal's may be behind
-        wanted = sorted(sizes)
-        told = {ROOT_INO, *wanted}
-        for ino in wanted:  # grows by the folders above
-            for parent, name in await self._journal.names_of(ino):
-                attributes = await self._journal.getattr(ino)
-                size = sizes.get(ino, attributes.size)
-                files.append(FileNote(ino, parent, name, size, attributes.mode))
-                if parent not in told:
-                    told.add(parent)
-                    wanted.append(parent)
-        return refs, files
+        return refs, await file_notes(self._journal, sizes)
 
     # ------------------------------------------------------------------ delivering
 
@@ -468,6 +481,7 @@ class Uploader:
             self._failed(str(error), pause=True)
             self._paused_offline = isinstance(error, DiscordUnavailable) and error.offline
         finally:
+            self._parcels.discard(parcel)
             parcel.release()
             self._land(chunk_id for _, chunk_id in parcel.items)
             self.state.pending_packs -= len(parcel.packs)
@@ -487,26 +501,13 @@ class Uploader:
         self._sending.release()
 
     async def _post(self, parcel: _Parcel) -> tuple[int, Mapping[ObjectId, Location]]:
-        nonce = secrets.token_hex(12)
-        after = await self._store.newest_id()
-        intent = await self._journal.add_intent(
-            nonce=nonce,
-            channel=0,
-            after_message=after,
-            packs=[
-                (p.object_id, p.epoch, p.size, p.filename, list(p.chunks)) for p in parcel.packs
-            ],
+        return await post_packs(
+            parcel.packs,
+            journal=self._journal,
+            store=self._store,
+            settler=self._settler,
+            unclear=lambda: self._doubt(parcel),
         )
-        await self._journal.wal_sync()  # durable before a byte leaves
-        try:
-            return intent, await self._settler.deliver(
-                parcel.packs, nonce=nonce, after=after, unclear=lambda: self._doubt(parcel)
-            )
-        except StashcordError:
-            # It is not there, or watched for. A post that is cancelled in its middle may have
-            # happened: its intent stays open, and the next start looks for it.
-            await self._journal.abandon_intent(intent)
-            raise
 
     async def _commit(
         self,
