@@ -140,7 +140,8 @@ class Soak:
                 await v.filesystem.sync_remote()
                 await self._read_back(v)
                 self._tell(v, server, stats)
-            self.result.problems += check_journal(self._folder / "journal.sqlite")
+            path = self._folder / "journal.sqlite"
+            self.result.problems += check_journal(path, block_bytes=BLOCK)
         return self.result
 
     def _options(self) -> Options:

@@ -280,7 +280,7 @@ class Soak:
     def _check(self, journal: Path) -> None:
         verdict = check_server(journal, self._folder / "server", record_prefix=RECORD_PREFIX)
         self.result.packs = verdict.packs
-        self.result.problems += check_journal(journal)
+        self.result.problems += check_journal(journal, block_bytes=BLOCK)
         for what in ("missing", "twice", "unsettled", "orphans"):
             if found := getattr(verdict, what):
                 self.result.problems.append(f"packs {what}: {found[:3]} ({len(found)} in all)")
