@@ -127,7 +127,8 @@ class Soak:
             )  # fmt: skip
             async with assembled(
                 self._folder, OPTIONS, store=store, keys=KEYS, clock=trio.current_time,
-                now_ns=now_ns, power_lost=no, ended=nothing, report=self.result.problems.append,
+                now_ns=now_ns, power_lost=no, begun=nothing, ended=nothing,
+                report=self.result.problems.append,
                 telling=Telling(
                     store=told, genesis=GENESIS, requests=lambda: stats.requests,
                     checkpoints=CheckpointSettings(), garbage=CollectSettings(),
