@@ -124,10 +124,6 @@ def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
     return spawn
 
 
-def _nothing() -> None:
-    """Nobody else writes."""
-
-
 async def _told(
     telling: Telling,
     folder: Path,
@@ -391,7 +387,7 @@ async def assembled(
                 blocks=blocks,
                 levels=levels,
                 now_ns=now_ns,
-                require_writable=_nothing if fence is None else fence.require_writable,
+                require_writable=_gate(options, fence),
                 keep_s=options.history_s,
             )
             yield Assembly(

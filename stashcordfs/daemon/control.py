@@ -112,7 +112,8 @@ class Control:
             yield event
 
     async def _drain(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, object], None]:
-        if self._parts.fenced:  # nothing of ours gets there any more; what is here stays here
+        # Nothing of ours gets there any more, or nothing was written; what is here stays here.
+        if self._parts.fenced or self._parts.publisher is None:
             yield self._progress()
             return
         self._parts.state = "draining"

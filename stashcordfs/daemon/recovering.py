@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from stashcordfs.config import Settings
     from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.journal import Trashed
     from stashcordfs.journal.changes import Lost
     from stashcordfs.store.discord_store import DiscordStore
     from stashcordfs.types import Ino
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _WORK = "recover"
+_TRASH_PAGE = 1000
 _REPORT = "recovered.json"
 
 
@@ -320,14 +322,16 @@ async def _losses(
     for one in lost:
         gone[one.ino].append(one)
     missing = []
+    trashed = await _places_in_trash(journal) if gone else {}
     for ino, blocks in gone.items():
+        held = [trashed[place] for place in await journal.names_of(ino) if place in trashed]
         missing.append(
             {
                 "path": await _path_of(journal, ino),
                 "bytes": sum(block.size_bytes for block in blocks),
                 "blocks": sum(not block.cut for block in blocks),
                 "cut": any(block.cut for block in blocks),
-                "in_trash": await _in_trash(journal, ino),
+                "in_trash": held[0].found.ino if held else None,
             }
         )
     stale = {ino for ino, _ in older}
@@ -344,12 +348,14 @@ async def _path_of(journal: Journal, ino: Ino) -> str:
     return (await journal.told_path(ino)).decode("utf-8", "surrogateescape")
 
 
-async def _in_trash(journal: Journal, ino: Ino) -> int | None:
-    """The newest content that the trash has of a file's place, by its id."""
-    older = [
-        entry.found.ino
-        for parent, name in await journal.names_of(ino)
-        for entry in await journal.trash_of(parent, name)
-        if not entry.is_folder
-    ]
-    return older[-1] if older else None
+async def _places_in_trash(journal: Journal) -> dict[tuple[Ino, bytes], Trashed]:
+    """The newest content that the trash has of each place."""
+    newest: dict[tuple[Ino, bytes], Trashed] = {}
+    at = 0
+    while page := await journal.trash_page(at, _TRASH_PAGE):
+        at = page[-1].found.ino
+        for entry in page:
+            known = newest.get((entry.parent, entry.name))
+            if not entry.is_folder and (known is None or known.deleted_ns <= entry.deleted_ns):
+                newest[entry.parent, entry.name] = entry
+    return newest

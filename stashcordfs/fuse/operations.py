@@ -29,6 +29,9 @@ _PAGE_ENTRIES = 64
 _RENAME_WHITEOUT = 4  # linux/fs.h; pyfuse3 passes it on, but has no name for it
 _RENAME_KNOWN = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE | _RENAME_WHITEOUT
 _RIGHTS = 0o777
+# Of a file that is open for writing the kernel knows size and times itself, but not its blocks;
+# those it asks for again at the close (fs/fuse/file.c, fuse_flush), or when this has passed.
+_WRITTEN_TIMEOUT_S = 1.0
 _ACLS = b"system.posix_acl_"
 
 
@@ -141,6 +144,8 @@ class StashcordOperations(pyfuse3.Operations):
         entry.st_mtime_ns = found.mtime_ns
         entry.st_ctime_ns = found.ctime_ns
         entry.entry_timeout = entry.attr_timeout = self._timeout_s
+        if self._fs.is_written(found.ino):
+            entry.attr_timeout = min(self._timeout_s, _WRITTEN_TIMEOUT_S)
         if self._shown is not None:
             _show(entry, self._shown)
         return entry

@@ -118,11 +118,7 @@ class Trash(Changes):
 
     def _trash_folder(self, found: Attributes, parent: Ino, name: bytes, now_ns: int) -> None:
         """An empty folder goes there when what it held is there. Within an operation."""
-        if (
-            self.keep_trash
-            and self._engine.trash_inodes
-            and self._db.one("SELECT 1 FROM trash WHERE parent = ? LIMIT 1", (found.ino,))
-        ):
+        if self.keep_trash and self._engine.trash_parents[found.ino]:
             self._engine.put_in_trash(found, parent, name, now_ns)
 
     async def keep_version(
@@ -189,13 +185,6 @@ class Trash(Changes):
         rows = self._db.all(f"{_TRASHED} ino > ? ORDER BY ino LIMIT ?", (after, limit))
         return [one for row in rows if (one := self._to_trashed(*row))]
 
-    async def trash_of(self, parent: Ino, name: bytes | None = None) -> list[Trashed]:
-        """What was in a folder, or had this very name there; the newest last."""
-        more, bindings = ("", (parent,)) if name is None else (" AND name = ?", (parent, name))
-        rows = self._db.all(f"{_TRASHED} parent = ?{more}", bindings)
-        found = [one for row in rows if (one := self._to_trashed(*row))]
-        return sorted(found, key=lambda one: (one.deleted_ns, one.found.ino))
-
     def _to_trashed(
         self, ino: int, parent: int, name: bytes, deleted_ns: int, lost: int
     ) -> Trashed | None:
@@ -249,7 +238,7 @@ class Trash(Changes):
     async def prune_trash(self, folder: Ino) -> None:
         """Forget a folder of the trash of which nothing is there any more, and so on upwards."""
         while (entry := await self.trashed(folder)) is not None and entry.is_folder:
-            if self._db.one("SELECT 1 FROM trash WHERE parent = ? LIMIT 1", (folder,)):
+            if self._engine.trash_parents[folder]:
                 return
             with self._db.operation:
                 self._engine.take_out_of_trash(entry.found)

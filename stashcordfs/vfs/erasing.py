@@ -47,7 +47,7 @@ from stashcordfs.types import ROOT_INO, ChunkId, Ino
 from stashcordfs.vfs.trash_can import plain, shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from pathlib import Path
 
     from stashcordfs.crypto.keys import VolumeKeys
@@ -71,6 +71,7 @@ _TASK = "purge"  # the journal's fact: where an unfinished purge stands
 _PAGE = 500
 _LISTED = 100
 _FETCHES_AT_ONCE = 8
+_TABLES = 100  # that are in memory at a time
 _TRIES = 2
 _ASKED_ONE_BY_ONE = 20  # messages; more of a channel are looked for in its listing
 _FIRST_AGAIN_S, _LONGEST_AGAIN_S = 60.0, 3600.0
@@ -376,9 +377,10 @@ class Eraser:
         held = {(channel, message) for _, channel, message in places.values()}
         known: set[int] = set()
         strays: set[Address] = set()
-        async for page in self._pages(self._channels, (KIND_PACK,)):
-            fresh = [at for at in page if (at.message, object_id_of(at.filename)) not in clean]
-            for at, table in (await self._tables(fresh)).items():
+        listed = await self._listed(self._channels, (KIND_PACK,))
+        fresh = [at for at in listed if (at.message, object_id_of(at.filename)) not in clean]
+        for some in (fresh[n : n + _TABLES] for n in range(0, len(fresh), _TABLES)):
+            for at, table in (await self._tables(some)).items():
                 object_id = object_id_of(at.filename)
                 assert object_id is not None
                 if table is not None and not task.is_told_in(table):
@@ -426,16 +428,16 @@ class Eraser:
                 log.warning("the table of pack %s cannot be read: %s", at.filename, error)
         return None
 
-    async def _pages(
-        self, channels: Iterable[int], kinds: Collection[int]
-    ) -> AsyncIterator[list[Location]]:
-        """Objects of some kinds that bear this volume's names, page by page."""
+    async def _listed(self, channels: Iterable[int], kinds: Collection[int]) -> list[Location]:
+        """Objects of some kinds that bear this volume's names."""
+        found: list[Location] = []
         for channel in channels:
             after: int | None = 0
             while after is not None:
                 page = await self._store.page(channel, after)
-                yield [at for at in page.attachments if self._kind(at) in kinds]
+                found += [at for at in page.attachments if self._kind(at) in kinds]
                 after = page.last
+        return found
 
     def _kind(self, at: Location) -> int | None:
         object_id = object_id_of(at.filename)
@@ -447,10 +449,10 @@ class Eraser:
             return None  # another's
 
     async def _end_history(self, task: _Task) -> None:
-        await self._note_all([at async for at in self._history()])
+        await self._note_all(await self._listed([self._journal_channel], _HISTORY))
         first = await self._publisher.renew()
         kept = await self._kept(first)
-        after = [at async for at in self._history()]
+        after = await self._listed([self._journal_channel], _HISTORY)
         doomed = [at for at in after if at.message not in kept and at.message < max(kept)]
         await self._note_all(doomed)
         await self._delete({(at.channel, at.message) for at in doomed})
@@ -463,11 +465,6 @@ class Eraser:
         task.done.history_messages = len({at.message for at in doomed})
         task.places, task.chunk_ids = set(), set()  # what is kept names nothing any more
         task.stage = "local"
-
-    async def _history(self) -> AsyncIterator[Location]:
-        async for page in self._pages([self._journal_channel], _HISTORY):
-            for at in page:
-                yield at
 
     async def _kept(self, first: int) -> set[int]:
         """The messages that are needed of the renewed history."""

@@ -244,6 +244,11 @@ class FileSystem:
 
     # ------------------------------------------------------------------ attributes
 
+    def is_written(self, ino: Ino) -> bool:
+        """Whether it is open for writing."""
+        live = self._blocks.live.get(ino)
+        return live is not None and live.writers > 0
+
     async def getattr(self, ino: Ino) -> Attributes:
         """Attributes as a program should see them: with writes that the journal will learn of."""
         try:

@@ -28,6 +28,9 @@ _LISTED = 1000  # paths that a report names; all are counted
 _EXPIRE_EVERY_S = 6 * 3600.0  # each round that finds something is a segment: two requests
 
 
+Folders = dict[tuple[Ino, bytes], "Trashed"]
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A file in the trash and its path from the root; of a folder that is lost, beginning "?"."""
@@ -143,6 +146,7 @@ class TrashCan:
         """
         self._require_writable()
         prefix, items = await self._chosen(what)
+        folders = await self._folders()
         outcome = Restored()
         for item in sorted(items, key=lambda item: item.path):
             target = item.path
@@ -150,7 +154,7 @@ class TrashCan:
                 target = plain(to) + item.path[len(prefix) :]
             elif target.startswith(b"?/"):
                 raise UsageError(f"{shown(target)}: its folder is lost; say where with --to")
-            if await self._bring_back(item.entry, target):
+            if await self._bring_back(item.entry, target, folders):
                 outcome.files += 1
                 outcome.paths += [shown(target)] if len(outcome.paths) < _LISTED else []
             elif len(items) == 1:
@@ -180,10 +184,23 @@ class TrashCan:
             raise UsageError(f"nothing in the trash was at {shown(prefix)} or below")
         return prefix, list(newest.values())
 
-    async def _bring_back(self, entry: Trashed, path: bytes) -> bool:
+    async def _folders(self) -> Folders:
+        """The folders in the trash by where they were, the newest of each."""
+        found: Folders = {}
+        at = 0
+        while page := await self._journal.trash_page(at, _PAGE):
+            at = page[-1].found.ino
+            for entry in page:
+                known = found.get((entry.parent, entry.name))
+                if entry.is_folder and (known is None or known.deleted_ns <= entry.deleted_ns):
+                    found[entry.parent, entry.name] = entry
+            await trio.lowlevel.checkpoint()
+        return found
+
+    async def _bring_back(self, entry: Trashed, path: bytes, folders: Folders) -> bool:
         """Whether it has its name again; False when the name is taken."""
         folder, _, name = path.rpartition(b"/")
-        parent = await self._folder(folder)
+        parent = await self._folder(folder, folders)
         if parent is None:
             return False
         try:
@@ -201,24 +218,24 @@ class TrashCan:
         await self._journal.prune_trash(entry.parent)
         return True
 
-    async def _folder(self, path: bytes) -> Ino | None:
+    async def _folder(self, path: bytes, folders: Folders) -> Ino | None:
         """The folder at a path; what is missing of it is brought back, or made. None: no folder."""
         at = ROOT_INO
         for name in path.split(b"/") if path else ():
             found = await self._journal.lookup(at, name)
             if found is None:
-                at = await self._missing_folder(at, name)
+                at = await self._missing_folder(at, name, folders)
             elif stat.S_ISDIR(found.mode):
                 at = found.ino
             else:
                 return None
         return at
 
-    async def _missing_folder(self, parent: Ino, name: bytes) -> Ino:
+    async def _missing_folder(self, parent: Ino, name: bytes, folders: Folders) -> Ino:
         now = self._now_ns()
-        folders = [one for one in await self._journal.trash_of(parent, name) if one.is_folder]
-        if folders:
-            ino = (await self._journal.revive(folders[-1], parent, name, now_ns=now)).ino
+        entry = folders.pop((parent, name), None)
+        if entry is not None and await self._journal.trashed(entry.found.ino) is not None:
+            ino = (await self._journal.revive(entry, parent, name, now_ns=now)).ino
         else:
             above = await self._journal.getattr(parent)
             made = await self._journal.create_node(

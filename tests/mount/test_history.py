@@ -14,8 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from stashcordfs.daemon.provision import unlock
+from stashcordfs.store import record as records
+
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 mounted = importlib.import_module("mounted")
+opened_up = importlib.import_module("opened_up")
 
 pytestmark = [
     pytest.mark.fuse,
@@ -124,6 +128,28 @@ def admin(volume, path: str, body: object) -> None:
         pass
 
 
+def on_server(volume, *needles: bytes) -> list[str]:
+    """What the channel shows, opened with the volume's keys, that holds one of the needles."""
+    record = records.decode((volume.state / NAME / "record").read_bytes())
+    secret = volume.environment["STASHCORDFS_PASSPHRASE"].removeprefix("plain:")
+    _, keys = unlock(record, passphrase=secret)
+    attachments, before = [], ""
+    while True:
+        where = f"{volume.server['api_url']}/channels/{volume.server['channel_ids'][0]}/messages"
+        request = urllib.request.Request(
+            f"{where}?limit=100{before}",
+            headers={"Authorization": f"Bot {volume.token}", "User-Agent": "DiscordBot (test, 1)"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            messages = json.load(answer)
+        for each in (a for message in messages for a in message["attachments"]):
+            with urllib.request.urlopen(each["url"], timeout=30) as answer:
+                attachments.append((each["filename"], answer.read()))
+        if len(messages) < 100:
+            return opened_up.holding(opened_up.open_up(attachments, keys), *needles)
+        before = f"&before={messages[-1]['id']}"
+
+
 def test_a_purged_file_is_gone_for_programs_and_from_the_state_folder(volume) -> None:
     folder = volume.mountpoint / "papers"
     folder.mkdir()
@@ -143,7 +169,13 @@ def test_a_purged_file_is_gone_for_programs_and_from_the_state_folder(volume) ->
     rule = {"kind": "linger", "route": "*", "seconds": 3600, "for_s": 600}
     admin(volume, "faults", {"seed": 1, "rules": [rule]})  # the CDN goes on to serve it
 
+    assert on_server(volume, b"very-secret-name")
+    assert on_server(volume, b"very secret content")
+
     told = volume.command("purge", str(folder / "very-secret-name"), "--yes")
+
+    assert on_server(volume, b"very-secret-name", b"very secret content") == []
+    assert on_server(volume, b"kept")
 
     assert "This cannot be undone" in told
     assert "The CDN still serves" in told

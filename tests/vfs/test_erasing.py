@@ -12,30 +12,20 @@ import pytest
 import trio
 import trio.testing
 
-from stashcordfs.crypto.keys import (
-    KIND_CHECKPOINT,
-    KIND_CLAIM,
-    KIND_MANIFEST,
-    KIND_PACK,
-    KIND_SEGMENT,
-    object_id_of,
-)
 from stashcordfs.daemon.assembly import Telling
 from stashcordfs.errors import DiscordUnavailable, StashcordError
 from stashcordfs.recovery import fsck
 from stashcordfs.recovery.rebuild import rebuild_from_packs
 from stashcordfs.recovery.recover import Recovery
-from stashcordfs.store import table as tables
-from stashcordfs.store.checkpoint import decode_manifest, expand_to
-from stashcordfs.store.fetching import fetch_chunks, fetch_table
 from stashcordfs.store.record import PostedRecord
-from stashcordfs.store.sealed import open_object
 from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.checkpointing import CheckpointSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import harness
 from harness import BLOCK, KEYS
+from opened_up import holding, open_up
 
 volume = partial(harness.volume, history_s=7 * 86_400.0)
 
@@ -61,46 +51,12 @@ def secret(blocks: int, version: int = 0) -> bytes:
     return (CONTENT + b"%d " % version) * (blocks * BLOCK // len(CONTENT))
 
 
-async def everything(store, folder) -> dict[str, bytes]:
-    """Every attachment that the store has, opened with the keys, as much as can be opened."""
-    found: dict[str, bytes] = {}
-    parts: dict[bytes, bytes] = {}
-    manifests = []
-    for at in await store.listed(0):
-        object_id = object_id_of(at.filename)
-        name = f"{at.message} {at.filename}"
-        if object_id is None:
-            found[name] = await store.fetch(at, 0, at.size_bytes)
-            continue
-        kind, _ = KEYS.read_object_id(object_id)
-        if kind == KIND_PACK:
-            table, _ = await fetch_table(store, KEYS, object_id, at)
-            found[name] = tables.encode(table)
-            for n, plain in enumerate(await fetch_chunks(store, KEYS, at, table.chunks)):
-                found[f"{name} chunk {n}"] = plain
-            continue
-        body = open_object(KEYS, kind, object_id, await store.fetch(at, 0, at.size_bytes))
-        found[name] = body
-        assert kind in (KIND_SEGMENT, KIND_CHECKPOINT, KIND_MANIFEST, KIND_CLAIM)
-        if kind == KIND_CHECKPOINT:
-            parts[object_id] = body
-        elif kind == KIND_MANIFEST:
-            manifests.append((name, decode_manifest(body)))
-    for name, manifest in manifests:
-        copy = folder / "copy"
-        pieces = [parts[part.object_id] for part in manifest.parts]
-        expand_to(copy, pieces, manifest.plain_bytes)
-        found[f"{name} database"] = copy.read_bytes()
-        copy.unlink()
-    return found
-
-
-async def hits(store, folder, *needles: bytes) -> list[str]:
-    return [
-        name
-        for name, data in (await everything(store, folder)).items()
-        if any(needle in data for needle in needles)
+async def hits(store, *needles: bytes) -> list[str]:
+    """What the store has, opened with the keys, that holds one of the needles."""
+    attachments = [
+        (at.filename, await store.fetch(at, 0, at.size_bytes)) for at in await store.listed(0)
     ]
+    return holding(open_up(attachments, KEYS), *needles)
 
 
 def local_hits(folder, *needles: bytes) -> list[str]:
@@ -147,8 +103,8 @@ async def test_a_purged_file_is_found_nowhere_and_the_others_are_whole(clock, tm
     state = tmp_path / "state"
     async with volume(state, telling=told()) as v:
         kept = await fill(v)
-        assert len(await hits(v.store, tmp_path, SECRET)) > 5
-        assert len(await hits(v.store, tmp_path, CONTENT)) > 3
+        assert len(await hits(v.store, SECRET)) > 5
+        assert len(await hits(v.store, CONTENT)) > 3
         assert local_hits(state, SECRET)
         assert local_hits(state, CONTENT)
 
@@ -156,7 +112,7 @@ async def test_a_purged_file_is_found_nowhere_and_the_others_are_whole(clock, tm
         assert (plan.files, plan.trashed, plan.shared_bytes) == (1, 2, 0)
         done = await v.eraser.purge(plan)
 
-        assert await hits(v.store, tmp_path, SECRET, CONTENT) == []
+        assert await hits(v.store, SECRET, CONTENT) == []
         assert local_hits(state, SECRET, CONTENT) == []
         assert done.rewritten_messages
         assert done.history_messages
@@ -208,7 +164,7 @@ async def test_what_another_file_holds_stays_and_is_told(clock, tmp_path) -> Non
         assert plan.shared_bytes == len(secret(1))
         assert plan.other_names == ["/second-name"]
         await v.eraser.purge(plan)
-        assert await hits(v.store, tmp_path, SECRET, b"second-name") == []
+        assert await hits(v.store, SECRET, b"second-name") == []
         assert await v.fs.lookup(ROOT_INO, b"second-name") is None
         await v.blocks.evict(at_least=1 << 30)
         assert await v.read((await v.fs.lookup(ROOT_INO, b"twin")).ino) == secret(1)
@@ -229,7 +185,7 @@ async def test_a_folder_goes_with_all_in_it_and_only_when_that_is_said(clock, tm
             await v.eraser.plan(FOLDER.decode(), recursive=False)
         await v.eraser.purge(await v.eraser.plan(FOLDER.decode(), recursive=True))
         needles = (SECRET, CONTENT, FOLDER, b"kept-", b"deeper", b"deepdeep")
-        assert await hits(v.store, tmp_path, *needles) == []
+        assert await hits(v.store, *needles) == []
         assert local_hits(state, *needles) == []
         assert await v.read((await v.fs.lookup(ROOT_INO, b"outside")).ino) == b"x" * 100
 
@@ -279,7 +235,7 @@ async def test_cut_short_anywhere_the_next_mount_goes_on(
         with trio.fail_after(7200):
             while await v.journal.get_local("purge") or v.journal.erasing_count:  # noqa: ASYNC110
                 await trio.sleep(10)
-        assert await hits(v.store, tmp_path, SECRET, CONTENT) == []
+        assert await hits(v.store, SECRET, CONTENT) == []
         assert local_hits(state, SECRET, CONTENT) == []
         await check_kept(v, kept)
 

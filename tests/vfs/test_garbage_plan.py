@@ -44,7 +44,7 @@ def test_beyond_the_slack_the_dead_go_first() -> None:
 
 def test_in_its_last_days_as_a_young_one_a_message_is_collected_if_it_is_sparse() -> None:
     late = dict.fromkeys((1, 2, 3), LATE_S - 3600)
-    found = plan(*FULL, message(1, 0.0), message(2, 0.5), message(3, 0.7), ages=late)
+    found = plan(*FULL, message(1, 0.0), message(2, 0.4), message(3, 0.6), ages=late)
     assert found == ([1], [2])
 
 
@@ -59,6 +59,14 @@ def test_of_old_ones_no_more_than_is_needed_are_collected_the_emptiest_first() -
     dead, sparse = plan(*FULL, *old, ages=dict.fromkeys(range(1, 20), 30 * DAY_S))
     assert len(dead) == 9  # 380 MiB of 800 are needless, 200 are allowed
     assert sparse == []
+
+
+def test_sparse_young_ones_wait_for_their_last_days_unless_it_is_much() -> None:
+    sparse = [message(n, 0.2) for n in range(1, 16)]
+    assert plan(*FULL, *sparse) == ([], [])
+    dead, sparse = plan(*FULL[:10], *sparse)
+    assert dead == []
+    assert len(sparse) > 10  # many together, down to the slack
 
 
 def test_a_small_sum_is_not_worth_a_request() -> None:

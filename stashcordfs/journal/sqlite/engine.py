@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections import Counter as Counts
 from typing import TYPE_CHECKING
 
 from stashcordfs.types import ROOT_INO, Attributes, Ino
@@ -63,6 +64,7 @@ class SqliteEngine:
         self.versions = Counter(database, "next_version", first=1)
         self.inodes = self.bytes = self.stored = 0  # `stored` without what is in the trash
         self.trash_inodes = self.trash_bytes = 0
+        self.trash_parents: Counts[int] = Counts()  # how many of a folder's are there
         self._known: dict[Ino, Attributes] = {}
         self._seen_rollbacks = database.rollbacks
         self.recount()
@@ -83,6 +85,8 @@ class SqliteEngine:
         assert row is not None
         self.trash_inodes, self.trash_bytes = int(row[0]), int(row[1])
         self.stored = stored - self.trash_bytes
+        parents = self._db.all("SELECT parent, count(*) FROM trash GROUP BY parent")
+        self.trash_parents = Counts(dict(parents))
 
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None. Those asked for lately are in memory: the kernel asks in bursts."""
@@ -180,18 +184,26 @@ class SqliteEngine:
 
     def put_in_trash(self, found: Attributes, parent: Ino, name: bytes, now_ns: int) -> None:
         """An inode that has just lost its last name stays, to come back."""
-        self._db.run("INSERT INTO trash VALUES (?,?,?,?,0)", (found.ino, parent, name, now_ns))
-        self._move_to_trash(found.ino, 1)
+        rows = self._db.all(
+            "INSERT INTO trash VALUES (?1,?2,?3,?4,0)"
+            " RETURNING (SELECT stored FROM inodes WHERE ino = ?1)",
+            (found.ino, parent, name, now_ns),
+        )
+        self._count_trash(1, rows[0][0] or 0)
+        self.trash_parents[parent] += 1
 
     def take_out_of_trash(self, found: Attributes) -> None:
         """It is about to get a name again, or to be forgotten."""
-        self._db.run("DELETE FROM trash WHERE ino = ?", (found.ino,))
-        if self._db.changes():
-            self._move_to_trash(found.ino, -1)
+        gone = self._db.all("DELETE FROM trash WHERE ino = ? RETURNING parent", (found.ino,))
+        if gone:
+            parent = gone[0][0]
+            self.trash_parents[parent] -= 1
+            if not self.trash_parents[parent]:
+                del self.trash_parents[parent]
+            row = self._db.one("SELECT stored FROM inodes WHERE ino = ?", (found.ino,))
+            self._count_trash(-1, row[0] if row else 0)
 
-    def _move_to_trash(self, ino: Ino, sign: int) -> None:
-        row = self._db.one("SELECT stored FROM inodes WHERE ino = ?", (ino,))
-        stored = int(row[0]) if row else 0
+    def _count_trash(self, sign: int, stored: int) -> None:
         self.trash_inodes += sign
         self.trash_bytes += sign * stored
         self.stored -= sign * stored

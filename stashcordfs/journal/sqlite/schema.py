@@ -86,10 +86,10 @@ CREATE TABLE condemned (
 -- What was deleted or overwritten and may come back: a file, or a folder that held such files. Its
 -- inode stays with nlink 0, and so do its chunk list and attributes. `parent` and `name`: where it
 -- was; the parent may be in the trash as well. `lost`: so many of its blocks Discord did not have.
+-- No index, which each unlink would have to keep: whose parents they are is in memory.
 CREATE TABLE trash (
     ino INTEGER NOT NULL PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
     deleted_ns INTEGER NOT NULL, lost INTEGER NOT NULL);
-CREATE INDEX trash_place ON trash (parent, name);
 """
 
 LOCAL = """
@@ -217,8 +217,7 @@ MIGRATIONS: dict[int, str] = {
     CREATE TABLE trash (
         ino INTEGER NOT NULL PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
         deleted_ns INTEGER NOT NULL, lost INTEGER NOT NULL);
-    CREATE INDEX trash_place ON trash (parent, name);
-    INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
+        INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,
 }
 
