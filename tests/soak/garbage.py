@@ -141,7 +141,7 @@ class Soak:
                 await self._read_back(v)
                 self._tell(v, server, stats)
             path = self._folder / "journal.sqlite"
-            self.result.problems += check_journal(path, block_bytes=BLOCK)
+            self.result.problems += check_journal(path, block_bytes=self._block)
         return self.result
 
     def _options(self) -> Options:
