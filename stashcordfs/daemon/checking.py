@@ -7,6 +7,7 @@ mount, but for the kernel, and what must be sent anew is sent at once.
 from __future__ import annotations
 
 import time
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,12 @@ from stashcordfs.recovery import fsck
 from stashcordfs.volumes import VolumeBusy, VolumeDir
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from stashcordfs.config import Settings
+    from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.daemon.assembly import Assembly
+    from stashcordfs.store.discord_store import DiscordStore
 
 
 def fsck_volume(
@@ -102,9 +106,28 @@ async def _verify_assembled(
     part: tuple[int, int] | None,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, object]:
+    outcome: dict[str, object] = {}
+    async with unmounted(settings, volume) as (made, store, keys):
+        verifier = verifier_of(made, volume, store, keys, _unheard)
+        async for event in verifying(verifier, made.nursery, data=data, part=part):
+            if "outcome" in event:
+                outcome = event["outcome"]
+            else:
+                progress(verifier.stage, verifier.done, verifier.total)
+        if outcome.get("resent_blocks"):
+            progress("sending anew", 0, 0)
+            made.nursery.start_soon(made.uploader.run)
+            await made.filesystem.sync_remote()
+    return outcome
+
+
+@asynccontextmanager
+async def unmounted(
+    settings: Settings, volume: VolumeDir
+) -> AsyncIterator[tuple[Assembly, DiscordStore, VolumeKeys]]:
+    """A volume as a mount assembles it, without a kernel. The caller holds its lock."""
     record = volume.read_record()
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
-    outcome: dict[str, object] = {}
     async with (
         open_store(Token(settings), record, ClientStats()) as store,
         assembled(
@@ -119,17 +142,7 @@ async def _verify_assembled(
             report=_unheard,
         ) as made,
     ):
-        verifier = verifier_of(made, volume, store, keys, _unheard)
-        async for event in verifying(verifier, made.nursery, data=data, part=part):
-            if "outcome" in event:
-                outcome = event["outcome"]
-            else:
-                progress(verifier.stage, verifier.done, verifier.total)
-        if outcome.get("resent_blocks"):
-            progress("sending anew", 0, 0)
-            made.nursery.start_soon(made.uploader.run)
-            await made.filesystem.sync_remote()
-    return outcome
+        yield made, store, keys
 
 
 def _unheard(text: str) -> None:
