@@ -3,9 +3,14 @@
 
 SHELL := /bin/bash
 PYTEST_ARGS ?=
+# Each file's tests stay together: they share a mount or a server.
+JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-crash-kill soak-crash-power demo-stop clean help
+COMMANDS := demo test lint format bench posix demo-stop clean help
+COMMANDS += soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-directory soak-model
+COMMANDS += soak-crash-kill soak-crash-power soak-cuts soak-programs soak-fsx soak-fsstress
+COMMANDS += soak-fio soak-stress
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -13,16 +18,23 @@ COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline so
 help:
 	@echo 'make demo    try StashcordFS: a mounted directory, no account needed (DEMO_DIR=$(DEMO_DIR))'
 	@echo 'make demo-stop  end the demo: unmount, stop its server'
-	@echo 'make test    run the tests (PYTEST_ARGS="-k name" for some of them)'
+	@echo 'make test    run the tests (PYTEST_ARGS="-k name" for some of them; JOBS=0: one by one)'
 	@echo 'make lint    ruff, mypy, import contracts'
 	@echo 'make format  let ruff format the code'
 	@echo 'make bench   compare the mount with ext4 and with a do-nothing FUSE file system'
+	@echo 'make posix   what POSIX says of each call, on a local disk and on a mount; as root'
 	@echo 'make soak-faults  every fault of the service against every operation (15 minutes)'
 	@echo 'make soak-crash-kill   kill the daemon under load 300 times, check what was acknowledged (CRASH_ARGS)'
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
+	@echo 'make soak-cuts  2,000 power cuts and kills in one process, on a virtual clock (10 minutes)'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
 	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (40 minutes)'
+	@echo 'make soak-garbage  write and delete 10 GiB over 60 days, twice: what Discord holds, what it costs (30 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
+	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
+	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
+	@echo 'make soak-programs  git, SQLite, PostgreSQL, restic, Samba, ... on a mount, in two regimes; as root (30 minutes)'
+	@echo 'make soak-fsx, soak-fsstress, soak-fio, soak-stress  load on a mount, checked (1 hour each; LOAD_ARGS)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -39,7 +51,7 @@ demo-stop: .venv/.stamp-sandbox
 	@$(BIN)/stashcordfs demo --stop '$(DEMO_DIR)'
 
 test: .venv/.stamp-dev
-	PYTHONPATH=tests/plugins $(BIN)/python -m pytest -p require_fuse --cov --cov-report=term $(PYTEST_ARGS)
+	PYTHONPATH=tests/plugins $(BIN)/python -m pytest -p require_fuse -n $(JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: .venv/.stamp-dev
 	$(BIN)/ruff check
@@ -54,8 +66,14 @@ format: .venv/.stamp-dev
 bench: .venv/.stamp-dev
 	$(BIN)/python tests/bench/run.py
 
+posix: .venv/.stamp-dev
+	$(BIN)/python tests/posix/run.py --write
+
 soak-faults: .venv/.stamp-dev
 	$(BIN)/python tests/faults/run.py --write
+
+soak-cuts: .venv/.stamp-dev
+	$(BIN)/python tests/vfs/cuts.py --seeds 500
 
 soak-uploads: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py uploads --write
@@ -63,8 +81,28 @@ soak-uploads: .venv/.stamp-dev
 soak-recover: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py recover --state .venv/.soak-recover.json --write
 
+soak-directory: .venv/.stamp-dev
+	$(BIN)/python tests/soak/run.py directory --write
+
+soak-garbage: .venv/.stamp-dev
+	$(BIN)/python tests/soak/run.py garbage --state .venv/.soak-garbage.json --write
+
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write
+
+# Seeded; after an interruption the same command goes on with the next batch. MODEL_ARGS='--seed 2'.
+MODEL_ARGS ?=
+
+soak-model: .venv/.stamp-dev
+	$(BIN)/python tests/model/soak_model.py --state .venv/.model.json --write $(MODEL_ARGS)
+
+soak-programs: .venv/.stamp-dev
+	$(BIN)/python tests/programs/run.py --write
+
+LOAD_ARGS ?=
+
+soak-fsx soak-fsstress soak-fio soak-stress: soak-%: .venv/.stamp-dev
+	$(BIN)/python tests/soak/load.py $* --write $(LOAD_ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov

@@ -289,8 +289,19 @@ class Settings:
         3600.0, _number(0, 1e6), "how long the kernel keeps attributes"
     )
     max_file_bytes: int = _setting(2 * TIB, _size(MIB, 1 << 52), "largest file")
+    max_size: int = _setting(
+        0, _size(0), "most that the volume may hold, as du counts; 0: no bound", reloadable=True
+    )
     compression: bool = _setting(True, _boolean, "zstd before sealing, where it helps")
     dedup: bool = _setting(True, _boolean, "store equal blocks once")
+    history_days: float = _setting(
+        7.0,
+        _number(0, 3650),
+        "days that deleted and overwritten content, and earlier states, can come back; 0: off",
+    )
+    gc_share: float = _setting(
+        0.15, _number(0, 1), "share of all requests that collecting garbage may take; 0: none"
+    )
     given: frozenset[str] = frozenset()
 
 

@@ -3,6 +3,7 @@
     StashcordError            carries `exit_code`; its text is one line that says what to do
     ├── UsageError            wrong use or a bad setting (exit 2)
     ├── FsError               a POSIX outcome: carries `errno`; raised by journal and vfs
+    │   └── ContentLost       EIO, and asking again is not likely to help
     ├── JournalError          the database is damaged, newer than this program, or in use
     ├── LocalDiskError        the local disk refused (full, failing); carries `errno`
     ├── CryptoError           wrong passphrase, tampered or unreadable sealed data
@@ -50,6 +51,10 @@ class FsError(StashcordError):
     def __str__(self) -> str:
         """Made when asked for: most are answers to a program, and nobody reads their text."""
         return super().__str__() or os.strerror(self.errno)
+
+
+class ContentLost(FsError):
+    """What was stored is missing or damaged; or, of a sync: data that for this cannot be sent."""
 
 
 class JournalError(StashcordError):

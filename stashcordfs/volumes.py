@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 FSTYPE = "fuse.stashcordfs"
-FSNAME_PREFIX = "stashcordfs:"
+FSNAME_PREFIX = "discord:"  # of a mount's source: a name and a colon look like a network place
+_PAST = "at-"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 
@@ -79,6 +82,20 @@ class VolumeDir:
         return self.state_dir / self.name
 
     @property
+    def mount_name(self) -> str:
+        """What its mount is called in the table of mounts."""
+        return self.name
+
+    def past(self, at_ns: int) -> PastDir:
+        """Where a mount of the volume's state at that time keeps its own."""
+        when = (_EPOCH + timedelta(microseconds=at_ns // 1000)).strftime("%Y%m%dT%H%M%S.%fZ")
+        return PastDir(self.path, f"{_PAST}{when}")
+
+    def all_past(self) -> list[PastDir]:
+        """Such places that are there, in use or left by a killed process."""
+        return [PastDir(self.path, path.name) for path in sorted(self.path.glob(f"{_PAST}*Z"))]
+
+    @property
     def record_path(self) -> Path:
         return self.path / "volume.json"
 
@@ -97,6 +114,10 @@ class VolumeDir:
     @property
     def journal_path(self) -> Path:
         return self.path / "journal.sqlite"
+
+    @property
+    def limits_path(self) -> Path:
+        return self.path / "limits.json"
 
     @property
     def blocks_path(self) -> Path:
@@ -189,6 +210,28 @@ class VolumeDir:
     def remove(self) -> None:
         """Remove all local state of the volume. The caller holds the lock and has asked."""
         shutil.rmtree(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class PastDir(VolumeDir):
+    """STATE/NAME/at-TIME: what a mount of the past needs, removed when it ends."""
+
+    @property
+    def when(self) -> str:
+        """The time, as ISO 8601 has it."""
+        return self.name.removeprefix(_PAST)
+
+    @property
+    def mount_name(self) -> str:
+        """The volume's name and the time."""
+        return f"{self.state_dir.name}@{self.when}"
+
+
+def volume_of(state_dir: Path, mount_name: str) -> VolumeDir:
+    """The state behind a mount's name."""
+    name, is_past, when = mount_name.partition("@")
+    volume = VolumeDir(state_dir, name)
+    return PastDir(volume.path, f"{_PAST}{when}") if is_past else volume
 
 
 def _read_pid(descriptor: int) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stashcordfs import __version__
+from stashcordfs.cli import mount_helper
 from stashcordfs.config import PREFIX, Settings, load_settings
 from stashcordfs.errors import StashcordError
 
@@ -32,10 +33,13 @@ COMMANDS = {
     "sync": "Return when Discord has what lies below a path.",
     "fsck": "Check a volume's journal and local state, and mend them.",
     "verify": "Check that Discord still has everything.",
+    "gc": "Take off Discord what nothing needs any more.",
     "export": "Copy everything to a folder or a bucket, or write the journal as JSON.",
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
     "recover": "Get a volume back from Discord on this machine.",
+    "trash": "Bring back what was deleted or overwritten.",
+    "purge": "Remove a file for good, from Discord and its history too.",
     "key": "Manage passphrases and recovery keys.",
 }
 
@@ -86,6 +90,9 @@ class _Commands(click.Group):
     def main(  # type: ignore[override]  # never returns, in either mode of click's
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> None:
+        given = sys.argv[1:] if args is None else list(args)
+        if mount_helper.is_helpers_call(given):
+            sys.exit(mount_helper.run(given))
         extra["standalone_mode"] = False
         try:
             code = super().main(args, prog_name or "stashcordfs", **extra)

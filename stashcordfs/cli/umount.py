@@ -11,7 +11,7 @@ from stashcordfs.cli.output import follow
 from stashcordfs.config import format_size
 from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.ops.control import ControlClient, NotRunning
-from stashcordfs.volumes import Mount, VolumeDir
+from stashcordfs.volumes import Mount, volume_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def command(globals_: Globals, targets: tuple[str, ...], no_wait: bool) -> None:
 
 def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
     """Drain if wanted, unmount, and wait for the daemon's end."""
-    volume = VolumeDir(state_dir, mount.name)
+    volume = volume_of(state_dir, mount.name)
     if is_dead(mount.mountpoint):
         unmount(mount.mountpoint)
         click.echo(f"{mount.mountpoint}: the daemon was gone; the mount is cleared")
@@ -48,9 +48,10 @@ def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
     refuse_busy(mount.mountpoint)
     pid = volume.holder()
     control = ControlClient(volume.control_path)
+    lost = ""
     try:
         if wait:
-            _drain(control, mount.name)
+            lost = _drain(control, mount.name)
         status = control.call("status")
         left, blocks = int(status["dirty_bytes"]), int(status["dirty_blocks"])
     except NotRunning:  # it is on its way out already
@@ -61,11 +62,15 @@ def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
     if left:
         text = f"{format_size(left)} in {blocks} blocks not on Discord yet; the next mount goes on"
         click.echo(text, err=True)
+    if lost:
+        raise StashcordError(f"unmounted; {lost}; see stashcordfs verify")
 
 
-def _drain(control: ControlClient, name: str) -> None:
+def _drain(control: ControlClient, name: str) -> str:
+    """Wait until Discord has all; else what it cannot have, in one line."""
     try:
-        follow(control.stream("drain"), label=f"Uploading {name}")
+        last = follow(control.stream("drain"), label=f"Uploading {name}")
+        return str(last.get("left", ""))
     except KeyboardInterrupt:
         raise StashcordError(
             f"interrupted: {name} stays mounted and uploading goes on; "

@@ -5,6 +5,7 @@ No kernel and no signals here; store, clocks and the verdict on a power cut are 
 
 from __future__ import annotations
 
+import errno
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,19 +14,29 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.cache import LocalFiles, Marks
-from stashcordfs.errors import JournalError, StashcordError
+from stashcordfs.errors import FsError, JournalError, StashcordError
 from stashcordfs.journal import Journal
+from stashcordfs.ops.audit import AuditLog
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.checkpointing import Checkpointer, CheckpointSettings
+from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability, Levels
+from stashcordfs.vfs.erasing import Eraser
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
+from stashcordfs.vfs.garbage_plan import CollectSettings
 from stashcordfs.vfs.journal_channel import JournalChannel
 from stashcordfs.vfs.network import Network
+from stashcordfs.vfs.orphans import Orphans
 from stashcordfs.vfs.publishing import Publisher, PublishSettings
 from stashcordfs.vfs.reading import Reader
+from stashcordfs.vfs.repacking import Repacker
 from stashcordfs.vfs.settling import Settler
+from stashcordfs.vfs.telling import Telltale
+from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
+from stashcordfs.vfs.usage import Usage
+from stashcordfs.vfs.xattrs import Xattrs
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -41,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a volume is mounted. Bytes and seconds."""
+    """How a volume is mounted. Bytes and seconds. `history_s`: of the trash, 0: it is off."""
 
     block_bytes: int
     limits: CacheLimits
@@ -51,7 +62,10 @@ class Options:
     max_file_bytes: int
     settle_delay_s: float = 20.0
     durability: str = "local"
-    noatime: bool = False
+    atime: str = "relatime"
+    max_bytes: int = 0
+    read_only: bool = False
+    history_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +83,7 @@ class Telling:
     requests: Callable[[], int] = lambda: 0
     settings: PublishSettings | None = None
     checkpoints: CheckpointSettings | None = None
+    garbage: CollectSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +98,12 @@ class Assembly:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     nursery: trio.Nursery
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
+    eraser: Eraser | None = None
 
 
 def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
@@ -151,7 +169,7 @@ async def _told(
         now_ns=now_ns,
         report=report,
         requests=telling.requests,
-        busy=lambda: uploader.crowded,
+        busy=lambda: uploader.crowded or uploader.sending,
         settings=telling.settings,
     )
     await fence.load()
@@ -164,6 +182,66 @@ async def _told(
     return fence, publisher
 
 
+def _collecting(
+    telling: Telling,
+    folder: Path,
+    journal: Journal,
+    store: ObjectStore,
+    keys: VolumeKeys,
+    uploader: Uploader,
+    settler: Settler,
+    publisher: Publisher,
+    fence: Fence,
+    network: Network,
+    clock: Callable[[], float],
+    now_ns: Callable[[], int],
+) -> Collector:
+    """The parts that collect garbage: only a volume that tells Discord of its journal may."""
+    settings = telling.garbage or CollectSettings()
+    repacker = Repacker(
+        journal=journal,
+        store=store,
+        keys=keys,
+        settler=settler,
+        head=publisher.head,
+        compress=lambda: uploader.settings.compress,
+    )
+    orphans = Orphans(
+        journal=journal,
+        store=store,
+        keys=keys,
+        now_ns=now_ns,
+        grace_s=settings.history_s,
+        every_s=settings.orphans_every_s,
+    )
+    return Collector(
+        journal=journal,
+        path=folder / "journal.sqlite",
+        store=store,
+        uploader=uploader,
+        publisher=publisher,
+        fence=fence,
+        repacker=repacker,
+        orphans=orphans,
+        now_ns=now_ns,
+        clock=clock,
+        requests=telling.requests,
+        offline=lambda: network.gone,
+        settings=settings,
+    )
+
+
+def _gate(options: Options, fence: Fence | None) -> Callable[[], None]:
+    """What raises EROFS. The kernel would let a read-only mount be remounted for writing."""
+
+    def refuse() -> None:
+        raise FsError(errno.EROFS)
+
+    if options.read_only:
+        return refuse
+    return fence.require_writable if fence is not None else lambda: None
+
+
 @asynccontextmanager
 async def assembled(
     folder: Path,
@@ -174,14 +252,16 @@ async def assembled(
     clock: Callable[[], float],
     now_ns: Callable[[], int],
     power_lost: Callable[[Journal], Awaitable[bool]],
+    begun: Callable[[Journal], Awaitable[None]],
     ended: Callable[[Journal], Awaitable[None]],
     report: Callable[[str], None],
+    last_error: Callable[[], str] = lambda: "",
     telling: Telling | None = None,
 ) -> AsyncIterator[Assembly]:
     """The parts over the local state in `folder`, loaded and ready to serve.
 
-    Afterwards their tasks are ended, everything is made durable here, `ended` is told, and all is
-    closed.
+    `begun` is told when what the last run left is taken up, `ended` when everything is durable here
+    and the tasks have ended; then all is closed.
     """
     async with AsyncExitStack() as stack:
         journal = Journal.open(folder / "journal.sqlite", clock_ns=now_ns)
@@ -205,6 +285,7 @@ async def assembled(
         for left in await journal.nameless():
             await journal.purge(left)
         await blocks.load(power_lost=lost)
+        await begun(journal)
         await journal.wal_sync()
         network = Network(probe=store.ping, clock=clock)
         levels = Levels(journal, options.durability)
@@ -245,7 +326,7 @@ async def assembled(
             durability = Durability(
                 blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
             )
-            publisher, fence = None, None
+            publisher, fence, collector, eraser = None, None, None, None
             if telling is not None:
                 fence, publisher = await _told(
                     telling,
@@ -259,6 +340,32 @@ async def assembled(
                     now_ns,
                     report,
                 )
+                collector = _collecting(
+                    telling, folder, journal, store, keys, uploader, settler, publisher, fence,
+                    network, clock, now_ns,
+                )  # fmt: skip
+                eraser = Eraser(
+                    journal=journal,
+                    folder=folder,
+                    blocks=blocks,
+                    store=store,
+                    keys=keys,
+                    journal_channel=telling.store.channels[0],
+                    uploader=uploader,
+                    durability=durability,
+                    publisher=publisher,
+                    fence=fence,
+                    collector=collector,
+                    now_ns=now_ns,
+                    audit=AuditLog(folder / "audit.log"),
+                )
+            telltale = Telltale(
+                journal=journal, blocks=blocks, told=publisher, last_error=last_error
+            )
+            xattrs = Xattrs(
+                journal=journal, blocks=blocks, levels=levels, telltale=telltale, now_ns=now_ns
+            )
+            await xattrs.load()
             filesystem = FileSystem(
                 journal=journal,
                 blocks=blocks,
@@ -266,16 +373,26 @@ async def assembled(
                 uploader=uploader,
                 durability=durability,
                 levels=levels,
+                xattrs=xattrs,
+                usage=Usage(journal=journal, blocks=blocks, max_bytes=options.max_bytes),
                 spawn=spawn,
                 now_ns=now_ns,
                 max_file_bytes=options.max_file_bytes,
-                noatime=options.noatime,
-                **({} if fence is None else {"require_writable": fence.require_writable}),
+                atime=options.atime,
+                require_writable=_gate(options, fence),
                 published=None if publisher is None else publisher.flush,
             )
+            trash = TrashCan(
+                journal=journal,
+                blocks=blocks,
+                levels=levels,
+                now_ns=now_ns,
+                require_writable=_gate(options, fence),
+                keep_s=options.history_s,
+            )
             yield Assembly(
-                journal, blocks, reader, uploader, settler, durability, levels, filesystem,
-                nursery, publisher, fence,
+                journal, blocks, reader, uploader, settler, durability, levels, filesystem, trash,
+                nursery, publisher, fence, collector, eraser,
             )  # fmt: skip
             nursery.cancel_scope.cancel()
         await durability.sync()

@@ -1,37 +1,30 @@
-"""Checking a volume from a command: `fsck` over journal and local state, `verify` over Discord.
+"""What a command does to a volume: `fsck` here; `verify` and `gc` on Discord.
 
-A mounted volume is verified by its own daemon (`verifying`). Here the volume is assembled as for a
-mount, but for the kernel, and what must be sent anew is sent at once.
+A mounted volume is verified, and its garbage collected, by its own daemon. Here the volume is
+assembled as for a mount, but for the kernel, and what must be sent anew is sent at once.
 """
 
 from __future__ import annotations
 
-import time
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.daemon.assembly import assembled
-from stashcordfs.daemon.ground import ended_cleanly, ground_of, is_another, power_was_lost
-from stashcordfs.daemon.mounted import assembly_options
-from stashcordfs.daemon.provision import open_keys, open_store, read_record
-from stashcordfs.daemon.token import Token
+from stashcordfs.daemon.collecting import collecting
+from stashcordfs.daemon.ground import ground_of, is_another
+from stashcordfs.daemon.opened import opened, unheard
+from stashcordfs.daemon.provision import read_record
 from stashcordfs.daemon.verifying import verifier_of, verifying
-from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal.inspection import inspect
 from stashcordfs.recovery import fsck
 from stashcordfs.volumes import VolumeBusy, VolumeDir
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from stashcordfs.config import Settings
-    from stashcordfs.crypto.keys import VolumeKeys
-    from stashcordfs.daemon.assembly import Assembly
-    from stashcordfs.store.discord_store import DiscordStore
 
 
 def fsck_volume(
@@ -107,8 +100,8 @@ async def _verify_assembled(
     progress: Callable[[str, int, int], None],
 ) -> dict[str, object]:
     outcome: dict[str, object] = {}
-    async with unmounted(settings, volume) as (made, store, keys):
-        verifier = verifier_of(made, volume, store, keys, _unheard)
+    async with opened(settings, volume) as (made, store, keys):
+        verifier = verifier_of(made, volume, store, keys, unheard)
         async for event in verifying(verifier, made.nursery, data=data, part=part):
             if "outcome" in event:
                 outcome = event["outcome"]
@@ -121,29 +114,30 @@ async def _verify_assembled(
     return outcome
 
 
-@asynccontextmanager
-async def unmounted(
-    settings: Settings, volume: VolumeDir
-) -> AsyncIterator[tuple[Assembly, DiscordStore, VolumeKeys]]:
-    """A volume as a mount assembles it, without a kernel. The caller holds its lock."""
-    record = volume.read_record()
-    keys = await trio.to_thread.run_sync(open_keys, settings, volume)
-    async with (
-        open_store(Token(settings), record, ClientStats()) as store,
-        assembled(
-            volume.path,
-            assembly_options(settings, record.block_size, noatime=True),
-            store=store,
-            keys=keys,
-            clock=trio.current_time,
-            now_ns=time.time_ns,
-            power_lost=partial(power_was_lost, volume.path),
-            ended=partial(ended_cleanly, volume.path),
-            report=_unheard,
-        ) as made,
-    ):
-        yield made, store, keys
+def collect_volume(
+    settings: Settings, name: str, *, progress: Callable[[str, int, int], None]
+) -> dict[str, object]:
+    """Collect the garbage of a volume that nobody has mounted. VolumeBusy when somebody has.
+
+    It claims the volume, as a mount does. Blocks.
+    """
+    volume = VolumeDir(settings.state_dir, name)
+    volume.read_record()
+    with volume.lock():
+        return trio.run(partial(_collect_opened, settings, volume, progress=progress))
 
 
-def _unheard(text: str) -> None:
-    """The outcome tells all of it."""
+async def _collect_opened(
+    settings: Settings, volume: VolumeDir, *, progress: Callable[[str, int, int], None]
+) -> dict[str, object]:
+    outcome: dict[str, object] = {}
+    async with opened(settings, volume, telling_too=True) as (made, _, _):
+        assert made.collector is not None
+        assert made.publisher is not None
+        async for event in collecting(made.collector, made.nursery):
+            if "outcome" in event:
+                outcome = event["outcome"]
+            else:
+                progress(str(event["stage"]), 0, 0)
+        await made.publisher.finish()
+    return outcome

@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from stashcordfs.daemon.collecting import collecting
+from stashcordfs.daemon.purging import plan_purge, purging
+from stashcordfs.daemon.trashing import empty_trash, list_trash, restore_trash
 from stashcordfs.daemon.verifying import verifying
-from stashcordfs.errors import StashcordError
+from stashcordfs.errors import ContentLost, StashcordError
 from stashcordfs.ops.control import serve_control
 from stashcordfs.ops.health import HealthSources, serve_health
 from stashcordfs.types import ROOT_INO, Ino
@@ -39,10 +43,18 @@ async def _hand_over(mountpoint: Path) -> None:
     itself.
     """
     try:
-        with trio.move_on_after(_HAND_OVER_S):
-            await trio.run_process(["sync", "-f", "--", str(mountpoint)], check=False)
+        process = await trio.lowlevel.open_process(["sync", "-f", "--", str(mountpoint)])
     except OSError as error:
         log.warning("written data is not asked for: sync: %s", error.strerror)
+        return
+    try:  # not `run_process`, which waits for the process's end however long that takes
+        with trio.move_on_after(_HAND_OVER_S) as scope:
+            await process.wait()
+        if scope.cancelled_caught:
+            log.warning("written data was not handed over within %.0f s", _HAND_OVER_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 class Control:
@@ -57,6 +69,7 @@ class Control:
         self._notifier = notifier
         self._metrics = metrics
         self._told_to_stop = False
+        self._reloading = trio.Lock()
 
     async def serve(
         self,
@@ -72,6 +85,12 @@ class Control:
                 "sync": self._sync,
                 "drain": self._drain,
                 "verify": self._verify,
+                "trash_list": partial(list_trash, self._parts.trash),
+                "trash_restore": partial(restore_trash, self._parts.trash),
+                "trash_empty": partial(empty_trash, self._parts.trash),
+                "purge_plan": partial(plan_purge, self._parts.eraser),
+                "purge": self._purge,
+                "gc": self._gc,
                 "shutdown": self._shutdown,
             },
             task_status=task_status,
@@ -93,7 +112,8 @@ class Control:
             yield event
 
     async def _drain(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, object], None]:
-        if self._parts.fenced:  # nothing of ours gets there any more; what is here stays here
+        # Nothing of ours gets there any more, or nothing was written; what is here stays here.
+        if self._parts.fenced or self._parts.publisher is None:
             yield self._progress()
             return
         self._parts.state = "draining"
@@ -111,16 +131,24 @@ class Control:
     ) -> AsyncIterator[dict[str, object]]:
         """Upload, telling how much is left. Ends when Discord has what was dirty at the call.
 
-        `closing`: the unmount is next.
+        `closing`: the unmount is next. What cannot be sent is told in the last event then, under
+        `left`, and is no failure.
         """
         done = trio.Event()
         failed: list[StashcordError] = []
+        left = ""
         if self._parts.fenced:
             raise StashcordError(self._parts.fenced)
 
         async def flush() -> None:
+            nonlocal left
             try:
-                await self._parts.filesystem.sync_remote(below)
+                try:
+                    await self._parts.filesystem.sync_remote(below)
+                except ContentLost as error:
+                    if not closing:
+                        raise
+                    left = str(error)
                 if closing and self._parts.publisher is not None:
                     await self._parts.publisher.finish()
             except StashcordError as error:  # the caller's to hear, not the mount's end
@@ -145,7 +173,7 @@ class Control:
             scope.cancel()
         if failed:
             raise StashcordError(self._parts.fenced or str(failed[0]))
-        yield self._progress()
+        yield {**self._progress(), "left": left}
 
     def _progress(self) -> dict[str, object]:
         state = self._parts.uploader.state
@@ -168,6 +196,21 @@ class Control:
             async for event in events:
                 yield event
 
+    async def _purge(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        events = purging(self._parts.eraser, self._parts.nursery, request)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _gc(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        collector = self._parts.collector
+        if collector is None:
+            raise StashcordError("this mount is read-only: nothing is collected here")
+        events = collecting(collector, self._parts.nursery)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
     async def _shutdown(self, request: dict[str, Any]) -> dict[str, object]:
         self._session.stop()
         return {"stopping": True}
@@ -178,7 +221,7 @@ class Control:
             async with trio.open_nursery() as nursery:
                 async for number in received:
                     if number == signal.SIGHUP:
-                        self._reload()
+                        nursery.start_soon(self._reload)
                     elif self._told_to_stop:
                         log.warning("told twice to stop: unmounting without draining")
                         self._session.stop()
@@ -209,10 +252,11 @@ class Control:
             self._parts.uploader.state.uploaded_bytes,
         )
 
-    def _reload(self) -> None:
-        self._notifier.reloading()
-        self._parts.reload()
-        self._notifier.ready()
+    async def _reload(self) -> None:
+        async with self._reloading:
+            self._notifier.reloading()
+            await self._parts.reload()
+            self._notifier.ready()
 
     async def serve_health(self, port: int) -> None:
         """Answer /metrics and /health on loopback."""
@@ -237,6 +281,12 @@ class Control:
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
         stats, uploads = parts.stats, parts.uploader.state
         metrics.token_rejected.set(parts.client.gate.rejected)
+        if (collector := parts.collector) is not None:
+            found = collector.total
+            metrics.history_bytes.set(found.history_bytes)
+            metrics.garbage_bytes.set(found.dead_bytes + found.condemned_bytes)
+            metrics.follow(metrics.collected_bytes, found.deleted_bytes)
+            metrics.follow(metrics.gc_requests, collector.account.requests)
         for counter, total in (
             (metrics.requests, stats.requests),
             (metrics.rate_limited, stats.rate_limited),

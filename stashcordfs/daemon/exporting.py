@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from stashcordfs.daemon.checking import unmounted
+from stashcordfs.daemon.opened import opened
 from stashcordfs.errors import StashcordError
 from stashcordfs.journal.inspection import inspect
 from stashcordfs.ops.control import ControlClient
@@ -74,7 +74,7 @@ def export_data(
         )
 
     async def from_volume() -> None:
-        async with unmounted(settings, volume) as (made, _, _):
+        async with opened(settings, volume) as (made, _, _):
             await copy(VolumeSource(made.filesystem)).run()
 
     try:

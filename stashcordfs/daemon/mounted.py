@@ -23,14 +23,16 @@ import trio
 from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Assembly, Options, assembled
 from stashcordfs.daemon.control import Control
-from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
+from stashcordfs.daemon.ground import ended_cleanly, power_was_lost, stand_here
 from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
 from stashcordfs.daemon.verifying import verifier_of
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import StashcordError
 from stashcordfs.fuse.operations import StashcordOperations
+from stashcordfs.fuse.options import sort_options
 from stashcordfs.fuse.session import Session
 from stashcordfs.ops.logging import redact, set_level
 from stashcordfs.ops.metrics import Metrics
@@ -44,13 +46,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stashcordfs.config import Settings
+    from stashcordfs.fuse.options import MountOptions
     from stashcordfs.recovery.verify import Verifier
     from stashcordfs.vfs.blocks import Blocks
+    from stashcordfs.vfs.collecting import Collector
     from stashcordfs.vfs.durability import Durability, Levels
+    from stashcordfs.vfs.erasing import Eraser
     from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.publishing import Publisher
     from stashcordfs.vfs.settling import Settler
+    from stashcordfs.vfs.trash_can import TrashCan
     from stashcordfs.vfs.uploading import Uploader
 
 log = logging.getLogger(__name__)
@@ -86,6 +92,7 @@ class Parts:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     stats: ClientStats
     client: DiscordClient
     token: Token
@@ -96,6 +103,8 @@ class Parts:
     verifier: Verifier
     publisher: Publisher | None = None
     fence: Fence | None = None
+    collector: Collector | None = None
+    eraser: Eraser | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
@@ -112,6 +121,18 @@ class Parts:
         return {
             "segment": self.publisher.segment,
             "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+        }
+
+    def _garbage(self) -> dict[str, object]:
+        """What the last census found, and what was collected since the mount."""
+        if self.collector is None:
+            return {}
+        total = self.collector.total
+        return {
+            "history_bytes": total.history_bytes,
+            "garbage_bytes": total.dead_bytes + total.condemned_bytes,
+            "collected_bytes": total.deleted_bytes,
+            "gc_requests": self.collector.account.requests,
         }
 
     def status(self) -> dict[str, object]:
@@ -141,14 +162,23 @@ class Parts:
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
             "damaged_blocks": self.verifier.damaged_blocks,
+            "trash_files": self.trash.usage[0],
+            "trash_bytes": self.trash.usage[1],
+            "erasing": self.eraser.pending if self.eraser else 0,
             **self._told(),
+            **self._garbage(),
             "last_error": self.fenced or self.report.last_error,
         }
 
-    def reload(self) -> None:
+    def _read_settings(self) -> tuple[Settings, str]:
+        """The settings as they are now, and the token, for which a command may run. Blocks."""
+        new = load_settings(volume=self.name.partition("@")[0])
+        return new, "" if new.token is None else new.token.reveal()
+
+    async def reload(self) -> None:
         """Take up the settings that may change while mounted (config.RELOADABLE)."""
         try:
-            new = load_settings(volume=self.name)
+            new, token = await trio.to_thread.run_sync(self._read_settings, abandon_on_cancel=True)
         except StashcordError as error:
             self.report(f"settings not reloaded: {error}")
             return
@@ -158,10 +188,10 @@ class Parts:
         self.levels.default = new.durability
         self.durability.deadline_s = new.network_deadline_s
         self.filesystem.limit_reads(new.network_deadline_s)
-        if new.token is not None:
-            value = new.token.reveal()
-            redact(value)
-            self.token.replace(value)
+        self.filesystem.usage.max_bytes = new.max_size
+        if token:
+            redact(token)
+            self.token.replace(token)
         self.uploader.wake()
         if self.publisher is not None:
             self.publisher.retry_now()
@@ -194,7 +224,9 @@ def upload_settings(settings: Settings) -> UploadSettings:
     )
 
 
-def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> Options:
+def assembly_options(
+    settings: Settings, block_bytes: int, *, atime: str, read_only: bool = False
+) -> Options:
     """How the parts are built."""
     return Options(
         block_bytes=block_bytes,
@@ -205,7 +237,10 @@ def assembly_options(settings: Settings, block_bytes: int, *, noatime: bool) -> 
         max_file_bytes=settings.max_file_bytes,
         settle_delay_s=settings.settle_delay_s,
         durability=settings.durability,
-        noatime=noatime,
+        atime=atime,
+        max_bytes=settings.max_size,
+        read_only=read_only,
+        history_s=settings.history_days * 86_400.0,
     )
 
 
@@ -222,10 +257,21 @@ def run_mount(
     """
     volume = VolumeDir(settings.state_dir, name)
     volume.read_record()
+    with volume.lock():
+        serve_volume(settings, volume, mountpoint, options, ready)
+
+
+def serve_volume(
+    settings: Settings,
+    volume: VolumeDir,
+    mountpoint: Path,
+    options: Mapping[str, str | bool],
+    ready: Callable[[], None],
+) -> None:
+    """The same with a volume whose lock the caller holds."""
     _bound_malloc()
     gc.freeze()  # what is loaded by now stays: the collector need not look at it again
-    with volume.lock():
-        trio.run(_main, settings, volume, mountpoint, options, ready)
+    trio.run(_main, settings, volume, mountpoint, options, ready)
 
 
 def _bound_malloc() -> None:
@@ -242,6 +288,17 @@ def _bound_malloc() -> None:
         mallopt(_M_ARENA_MAX, 2)
 
 
+def _trim_malloc() -> None:
+    """Give the pages of what was freed back, also those between what is still in use (3 ms).
+
+    Blocks of 1 MiB lie in the heap among objects that stay; without this the heap keeps the most
+    that three messages ever took (malloc_trim(3), since glibc 2.8).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 async def _main(
     settings: Settings,
     volume: VolumeDir,
@@ -253,10 +310,23 @@ async def _main(
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     report = Report()
     stats = ClientStats()
-    token = Token(settings, again=partial(load_settings, volume=volume.name))
-    chosen = assembly_options(settings, record.block_size, noatime=bool(options.get("noatime")))
+    name = volume.mount_name.partition("@")[0]
+    token = Token(settings, again=partial(load_settings, volume=name))
+    sorted_options = sort_options(volume.mount_name, options)
+    chosen = assembly_options(
+        settings,
+        record.block_size,
+        atime=sorted_options.atime,
+        read_only=sorted_options.read_only,
+    )
     async with (
-        DiscordClient(api_url=record.api_url, token=token, stats=stats, clock=boottime) as client,
+        DiscordClient(
+            api_url=record.api_url,
+            token=token,
+            stats=stats,
+            clock=boottime,
+            kept=KeptLimits(volume.limits_path),
+        ) as client,
         assembled(
             volume.path,
             chosen,
@@ -265,13 +335,15 @@ async def _main(
             clock=boottime,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
-            telling=None if options.get("ro") else telling(client, volume, stats),
+            last_error=lambda: report.last_error,
+            telling=None if chosen.read_only else telling(client, volume, stats, settings),
         ) as assembly,
     ):
         parts = Parts(
-            volume.name,
+            volume.mount_name,
             mountpoint,
             settings,
             assembly.blocks,
@@ -280,6 +352,7 @@ async def _main(
             assembly.durability,
             assembly.levels,
             assembly.filesystem,
+            assembly.trash,
             stats,
             client,
             token,
@@ -302,8 +375,11 @@ async def _main(
             verifier_of(assembly, volume, store, keys, report),
             assembly.publisher,
             assembly.fence,
+            assembly.collector,
+            assembly.eraser,
         )
-        await _serve(parts, volume, options, ready, assembly.nursery)
+        assembly.uploader.freed = _trim_malloc
+        await _serve(parts, volume, sorted_options, ready, assembly.nursery)
     left = parts.blocks.room.dirty_bytes, len(parts.blocks.queue)
     log.info("unmounted volume=%s left_bytes=%d left_blocks=%d", volume.name, *left)
 
@@ -323,7 +399,7 @@ async def _hurry(uploader: Uploader) -> None:
 async def _serve(
     parts: Parts,
     volume: VolumeDir,
-    options: Mapping[str, str | bool],
+    options: MountOptions,
     ready: Callable[[], None],
     nursery: trio.Nursery,
 ) -> None:
@@ -335,8 +411,12 @@ async def _serve(
         attr_timeout_s=settings.attr_timeout_s,
         report=parts.report,
         metrics=metrics,
+        shown=options.shown,
     )
-    session = Session(operations, parts.mountpoint, name=parts.name, options=options)
+    session = Session(operations, parts.mountpoint, options=options.kernel)
+    parts.trash.named = operations.named
+    if parts.eraser is not None:
+        parts.eraser.unnamed = operations.unnamed
     control = Control(parts, session, notifier, metrics)
     with session.mounted():
         for task in (
@@ -344,11 +424,14 @@ async def _serve(
             parts.durability.run_syncs,
             parts.uploader.run,
             parts.settler.run_watch,
+            *([] if options.read_only else [parts.trash.run]),
+            *([parts.eraser.run] if parts.eraser else []),
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,
             operations.interrupts.run,
             *([parts.publisher.run] if parts.publisher else []),
+            *([parts.collector.run] if parts.collector and settings.gc_share else []),
         ):
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)

@@ -22,11 +22,14 @@ from stashcordfs.crypto.keys import KEY_BYTES, VolumeKeys
 from stashcordfs.daemon.assembly import Telling
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import AccessDenied, NotFound, StashcordError, TokenRejected, UsageError
 from stashcordfs.journal import Journal
 from stashcordfs.store import record as records
 from stashcordfs.store.discord_store import DiscordStore
 from stashcordfs.store.segment import genesis
+from stashcordfs.vfs.checkpointing import CheckpointSettings
+from stashcordfs.vfs.garbage_plan import CollectSettings
 from stashcordfs.vfs.journal_channel import SEEN
 from stashcordfs.volumes import VolumeDir, VolumeRecord
 
@@ -68,24 +71,32 @@ def journal_store_on(client: DiscordClient, volume: VolumeRecord) -> DiscordStor
     return DiscordStore(client, channels=[channel], journal_channel=channel)
 
 
-def telling(client: DiscordClient, volume: VolumeDir, stats: ClientStats) -> Telling:
-    """What a mount needs to tell Discord of its journal."""
+def telling(
+    client: DiscordClient, volume: VolumeDir, stats: ClientStats, settings: Settings
+) -> Telling:
+    """What a mount needs to tell Discord of its journal, and to collect garbage."""
     record = read_record(volume)
+    history_s = settings.history_days * 86_400.0
     return Telling(
         store=journal_store_on(client, volume.read_record()),
         genesis=genesis(record),
         record=records.PostedRecord(record.filename, (volume.path / _RECORD).read_bytes()),
         host=socket.gethostname(),
         requests=lambda: stats.requests,
+        checkpoints=CheckpointSettings(keep_s=history_s),
+        garbage=CollectSettings(history_s=history_s, share=settings.gc_share),
     )
 
 
 @asynccontextmanager
 async def open_store(
-    token: Callable[[], str], volume: VolumeRecord, stats: ClientStats
+    token: Callable[[], str],
+    volume: VolumeRecord,
+    stats: ClientStats,
+    kept: KeptLimits | None = None,
 ) -> AsyncIterator[DiscordStore]:
     """The same with a client of its own, for a command."""
-    async with DiscordClient(api_url=volume.api_url, token=token, stats=stats) as client:
+    async with DiscordClient(api_url=volume.api_url, token=token, stats=stats, kept=kept) as client:
         yield store_on(client, volume)
 
 
@@ -211,7 +222,8 @@ def _post(
     data = records.encode(record, keys)
 
     async def post() -> Location:
-        async with open_store(token, local, ClientStats()) as store:
+        kept = KeptLimits(volume.limits_path)
+        async with open_store(token, local, ClientStats(), kept) as store:
             return await explained(lambda: store.post_record(data, record.filename))
 
     progress("posting the volume's record")

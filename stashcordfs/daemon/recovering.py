@@ -22,6 +22,7 @@ import trio
 from stashcordfs.daemon.provision import explained, journal_store_on, keep_record, store_on, unlock
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import CryptoError, ObjectCorrupt, StashcordError, StoreError, UsageError
 from stashcordfs.journal import Journal
 from stashcordfs.recovery.rebuild import rebuild_from_packs
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from stashcordfs.config import Settings
     from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.journal import Trashed
     from stashcordfs.journal.changes import Lost
     from stashcordfs.store.discord_store import DiscordStore
     from stashcordfs.types import Ino
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _WORK = "recover"
+_TRASH_PAGE = 1000
 _REPORT = "recovered.json"
 
 
@@ -102,14 +105,17 @@ async def _recover(
 ) -> dict[str, Any]:
     stats = ClientStats()
     async with DiscordClient(
-        api_url=settings.api_url, token=Token(settings), stats=stats
+        api_url=settings.api_url,
+        token=Token(settings),
+        stats=stats,
+        kept=None if volume is None else KeptLimits(volume.limits_path),
     ) as client:
         place = VolumeRecord(
             "", tuple(wanted.channels), wanted.journal_channel, settings.api_url, 0
         )
         store = journal_store_on(client, place)
         record, posted, keys = await _open_record(store, wanted, progress)
-        task = _Task(wanted, store, store_on(client, place), keys, record, work, progress)
+        task = Rebuilding(wanted, store, store_on(client, place), keys, record, work, progress)
         report = await task.run()
         if volume is not None:
             await task.claim()
@@ -154,7 +160,7 @@ async def _open_record(
     raise fault
 
 
-class _Task:
+class Rebuilding:
     """One recovery, from the keys to a journal in `work`."""
 
     def __init__(
@@ -316,13 +322,16 @@ async def _losses(
     for one in lost:
         gone[one.ino].append(one)
     missing = []
+    trashed = await _places_in_trash(journal) if gone else {}
     for ino, blocks in gone.items():
+        held = [trashed[place] for place in await journal.names_of(ino) if place in trashed]
         missing.append(
             {
                 "path": await _path_of(journal, ino),
                 "bytes": sum(block.size_bytes for block in blocks),
                 "blocks": sum(not block.cut for block in blocks),
                 "cut": any(block.cut for block in blocks),
+                "in_trash": held[0].found.ino if held else None,
             }
         )
     stale = {ino for ino, _ in older}
@@ -336,5 +345,17 @@ async def _losses(
 
 
 async def _path_of(journal: Journal, ino: Ino) -> str:
-    paths = await journal.paths_of(ino)
-    return paths[0].decode("utf-8", "surrogateescape") if paths else f"inode {ino}, without a name"
+    return (await journal.told_path(ino)).decode("utf-8", "surrogateescape")
+
+
+async def _places_in_trash(journal: Journal) -> dict[tuple[Ino, bytes], Trashed]:
+    """The newest content that the trash has of each place."""
+    newest: dict[tuple[Ino, bytes], Trashed] = {}
+    at = 0
+    while page := await journal.trash_page(at, _TRASH_PAGE):
+        at = page[-1].found.ino
+        for entry in page:
+            known = newest.get((entry.parent, entry.name))
+            if not entry.is_folder and (known is None or known.deleted_ns <= entry.deleted_ns):
+                newest[entry.parent, entry.name] = entry
+    return newest

@@ -9,12 +9,17 @@ the breaker at once.
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 from stashcordfs.errors import BreakerOpen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _WINDOW_S = 600.0
 _SLOT_S = 5.0  # counts are kept per slot, so that a flood costs no memory
 _SLOW_SPACING_S = 1.0
+_LONGEST_SHUT_S = 86_400.0  # what a file says is not believed beyond a day
 
 
 class Breaker:
@@ -62,3 +67,14 @@ class Breaker:
 
     def granted(self, now: float) -> None:
         self._last_grant = now
+
+    def snapshot(self, now: float) -> list[list[float]]:
+        """Ages and numbers of the refused, then for how long nothing may be sent."""
+        return [*([now - at, number] for at, number in self._slots), [self._shut_until - now, 0]]
+
+    def restore(self, kept: Sequence[Sequence[float]], now: float, elapsed: float) -> None:
+        """Take up a `snapshot` that another process made `elapsed` seconds ago."""
+        *slots, (shut_s, _) = [(float(first), int(number)) for first, number in kept]
+        self._slots = deque((now - age - elapsed, number) for age, number in slots)
+        self._total = sum(number for _, number in self._slots)
+        self._shut_until = now + min(shut_s, _LONGEST_SHUT_S) - elapsed

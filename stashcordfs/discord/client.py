@@ -31,7 +31,7 @@ from stashcordfs.discord import models, policy, wire
 from stashcordfs.discord.connections import Connections
 from stashcordfs.discord.gate import TokenGate
 from stashcordfs.discord.limiter import RateLimiter, Route
-from stashcordfs.discord.multipart import MultipartBody, UploadFile, message_payload
+from stashcordfs.discord.multipart import MultipartBody, Sending, UploadFile, message_payload
 from stashcordfs.discord.queue import GrantQueue
 from stashcordfs.errors import (
     DiscordError,
@@ -41,10 +41,12 @@ from stashcordfs.errors import (
     TooLarge,
     UsageError,
 )
+from stashcordfs.ops.accounting import count_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from stashcordfs.discord.kept import KeptLimits
     from stashcordfs.discord.models import Channel, Guild, Message, User
 
 __all__ = ["ClientStats", "DiscordClient", "UploadFile"]
@@ -86,8 +88,12 @@ class DiscordClient:
         timeout_s: float = 60.0,
         stats: ClientStats | None = None,
         limiter: RateLimiter | None = None,
+        kept: KeptLimits | None = None,
     ) -> None:
-        """`api_url` holds the version (https://discord.com/api/v10). Use as `async with`."""
+        """`api_url` holds the version (https://discord.com/api/v10). Use as `async with`.
+
+        With `kept` the limiter goes on where another process of the same volume ended.
+        """
         parts = urlsplit(api_url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise UsageError("api_url must be like https://discord.com/api/v10")
@@ -100,6 +106,7 @@ class DiscordClient:
         self._trust_env = parts.scheme == "https"
         self._limiter = limiter or RateLimiter()
         self._queue = GrantQueue(self._limiter, clock)
+        self._kept = kept
         self._hurry = trio.Event()
         self._server_time: tuple[float, float] | None = None
         self._me: User | None = None
@@ -110,10 +117,18 @@ class DiscordClient:
 
     async def __aenter__(self) -> Self:
         self._connections = Connections(self._http)
+        if self._kept is not None:
+            self._kept.load(self._limiter, self._clock())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._connections.aclose()
+        if self._kept is not None:
+            self._kept.close()
+
+    def _keep_limits(self) -> None:
+        if self._kept is not None:
+            self._kept.save(self._limiter, self._clock())
 
     def _http(self, connections: int) -> httpx.AsyncClient:
         return httpx.AsyncClient(
@@ -419,12 +434,15 @@ class DiscordClient:
 
     async def _attempt(self, call: policy.Call, chain: policy.Chain | None) -> wire.Outcome:
         await self._queue.granted(call.route, background=call.background)
+        sending: Sending | None = None
         try:
             if chain is not None:
                 chain.check_repeatable(self._clock())
             token = self.gate.usable(self._clock(), probe=call.probe)
-            request = self._build(call, token)
+            request, sending = self._build(call, token)
             self.stats.requests += 1
+            self._keep_limits()
+            count_request()
             with self._connections.breakable() as scope:
                 outcome = await wire.exchange(
                     self._connections.api, request, body=call.body, limit_s=10 * self._timeout_s
@@ -434,27 +452,34 @@ class DiscordClient:
             self._account(call, outcome, token)
             return outcome
         finally:
+            if sending is not None:
+                sending.body = None
             self._queue.release(call.route)
+            self._keep_limits()
 
-    def _build(self, call: policy.Call, token: str) -> httpx.Request:
+    def _build(self, call: policy.Call, token: str) -> tuple[httpx.Request, Sending | None]:
+        """The request, and for an upload what holds the body while it is on its way."""
         headers = {"Authorization": f"Bot {token}"}
         http = self._connections.api
         url = self._url + call.path
         if call.body is None:
-            return http.build_request(
+            bare = http.build_request(
                 call.route.method, url, params=call.params, json=call.json, headers=headers
             )
+            return bare, None
         call.body.taken = self._streamed
         headers["Content-Type"] = call.body.content_type
         headers["Content-Length"] = str(call.body.size_bytes)
         bare = http.build_request(call.route.method, url, headers=headers)
-        return httpx.Request(  # a stream of ours is not wrapped, but nor are headers added
+        sending = Sending(call.body)
+        request = httpx.Request(  # a stream of ours is not wrapped, but nor are headers added
             bare.method,
             bare.url,
             headers=bare.headers,
-            stream=call.body,
+            stream=sending,
             extensions=bare.extensions,
         )
+        return request, sending
 
     def _streamed(self, count: int) -> None:
         self.stats.bytes_streamed += count

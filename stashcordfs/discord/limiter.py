@@ -3,17 +3,19 @@
 The client asks `reserve` before each request, tells each answer to `learn`, and calls `release`
 when the request has ended, answered or not (after `learn`). Not thread-safe; one event loop.
 
-Limits are learned from headers, never assumed. A bucket counts what *may* be counted against it:
-a request in flight when the window ends may land in the next one, so it is charged there until
-its answer tells. All times come from `Reset-After`, since the two hosts' clocks differ.
+Limits are learned from headers, never assumed, and handed on to the next process (`snapshot`). A
+bucket counts what *may* be counted against it: a request in flight when the window ends may land in
+the next one, so it is charged there until its answer tells. All times come from `Reset-After`,
+since the two hosts' clocks differ.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stashcordfs.discord.breaker import Breaker
 
@@ -22,6 +24,7 @@ _UNANSWERED_WAIT_S = 0.25  # nothing known yet: look again, or sooner when an an
 _DEFAULT_RETRY_S = 1.0
 _CLOUDFLARE_RETRY_S = 60.0
 _STALE_S = 600.0
+_UNKNOWN_PERIOD_S = 5.0  # the longest window that is usual
 _FOREGROUND_SHARE = 5  # of the global budget, background requests leave these to readers
 
 
@@ -94,6 +97,32 @@ class _Bucket:
         if self.limit and self.end is None and self.spare <= 0 and not self.in_flight:
             self.end = now + self.period  # every answer was lost: one whole window must pass
 
+    def kept(self, now: float) -> list[float]:
+        if self.end is None:  # spent, and no answer has said in which window
+            left = self.period if self.limit and self.spare < self.limit else 0.0
+        else:
+            left = max(0.0, self.end - now)
+        return [self.limit or 0, self.period, self.spare, left, self.in_flight]
+
+    @classmethod
+    def restored(cls, kept: Sequence[float], now: float, elapsed: float) -> _Bucket | None:
+        """What a process that has ended left; None when it says nothing about the next request."""
+        limit, period, spare, left, in_flight = kept
+        left = min(left, period) - elapsed
+        bucket = cls(now)
+        bucket.limit, bucket.period = max(1, int(limit)), period
+        if in_flight:  # answered or not, and in which window, nobody knows
+            left = max(period, _UNKNOWN_PERIOD_S if not limit else 0.0) - elapsed
+            spare = 0
+        elif not limit:
+            return None
+        if left > 0:
+            bucket.spare = bucket.floor = min(bucket.limit, int(spare))
+            bucket.end = now + left
+        else:
+            bucket.spare = bucket.limit
+        return bucket
+
 
 _Template = tuple[str, str, str]
 
@@ -155,6 +184,44 @@ class RateLimiter:
         held.popleft().release(now)
         if not held:
             del self._held[route]
+
+    def snapshot(self, now: float) -> dict[str, object]:
+        """What the next process should know, as JSON can hold it; times count from `now`."""
+        return {
+            "hashes": [[*template, found] for template, found in self._hashes.items()],
+            "buckets": [
+                [*key, *bucket.kept(now)]
+                for key, bucket in self._buckets.items()
+                if bucket.limit or bucket.in_flight
+            ],
+            "global_s": max(0.0, self._global_until - now),
+            "blocked": [
+                [route.method, route.template, route.major, route.sub, until - now]
+                for route, until in self._blocked.items()
+                if until > now
+            ],
+            "breaker": self.breaker.snapshot(now),
+        }
+
+    def restore(self, kept: Mapping[str, Any], now: float, elapsed: float) -> None:
+        """Go on where another process ended, `elapsed` seconds ago.
+
+        A request that was in flight then may have been counted in any window: a whole one must
+        pass. ValueError, TypeError or KeyError for what no `snapshot` has made.
+        """
+        hashes = {(m, t, sub): str(found) for m, t, sub, found in kept["hashes"]}
+        buckets = {
+            (str(key), str(major)): bucket
+            for key, major, *fields in kept["buckets"]
+            if (bucket := _Bucket.restored([float(f) for f in fields], now, elapsed))
+        }
+        blocked = {
+            Route(m, t, major, sub): now + float(left) - elapsed
+            for m, t, major, sub, left in kept["blocked"]
+        }
+        self._global_until = now + float(kept["global_s"]) - elapsed
+        self.breaker.restore(kept["breaker"], now, elapsed)
+        self._hashes, self._buckets, self._blocked = hashes, buckets, blocked
 
     def _learn_refusal(
         self, route: Route, headers: Mapping[str, str], body: object, now: float

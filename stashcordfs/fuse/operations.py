@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import stat
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
+from stashcordfs.errors import FsError
 from stashcordfs.fuse.guard import guard
 from stashcordfs.fuse.interrupts import Interrupts
 from stashcordfs.types import Attributes, Ino
@@ -23,7 +26,62 @@ if TYPE_CHECKING:
     from stashcordfs.vfs.filesystem import FileSystem
 
 _PAGE_ENTRIES = 64
-_RENAME_KNOWN = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE
+_RENAME_WHITEOUT = 4  # linux/fs.h; pyfuse3 passes it on, but has no name for it
+_RENAME_KNOWN = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE | _RENAME_WHITEOUT
+_RIGHTS = 0o777
+# Of a file that is open for writing the kernel knows size and times itself, but not its blocks;
+# those it asks for again at the close (fs/fuse/file.c, fuse_flush), or when this has passed.
+_WRITTEN_TIMEOUT_S = 1.0
+_ACLS = b"system.posix_acl_"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What every file is shown with, and so checked by: owner, group, rights. None: its own.
+
+    Stored is what programs set, as with other FUSE file systems that have these options.
+    """
+
+    uid: int | None = None
+    gid: int | None = None
+    umask: int | None = None
+
+
+def _show(entry: EntryAttributes, shown: Shown) -> None:
+    if shown.uid is not None:
+        entry.st_uid = shown.uid
+    if shown.gid is not None:
+        entry.st_gid = shown.gid
+    if shown.umask is not None:
+        entry.st_mode = stat.S_IFMT(entry.st_mode) | _RIGHTS & ~shown.umask
+
+
+def _is_in_group(ctx: RequestContext, gid: int) -> bool:
+    """Whether the caller is in a group, or is root, who need not be."""
+    if ctx.uid == 0 or ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except (OSError, RuntimeError):  # it is gone
+        return False
+
+
+def _writes_back_times(fields: SetattrFields) -> bool:
+    """Whether this is how the kernel's flusher brings the times of what was written.
+
+    It may come after the file is gone, and does not look at the answer's attributes; an error would
+    come out of the next syncfs(2) (fs/fuse/inode.c, fuse_flush_times).
+    """
+    others = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_size)
+    return fields.update_mtime and not fields.update_atime and not any(others)
+
+
+def _gone(inode: int) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.st_ino = inode
+    entry.st_mode = stat.S_IFREG
+    entry.st_nlink = 0
+    return entry
 
 
 class StashcordOperations(pyfuse3.Operations):
@@ -31,6 +89,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     supports_dot_lookup = False
     enable_writeback_cache = True
+    enable_acl = True
 
     def __init__(
         self,
@@ -39,11 +98,14 @@ class StashcordOperations(pyfuse3.Operations):
         attr_timeout_s: float,
         report: Callable[[str], None],
         metrics: Metrics,
+        shown: Shown | None = None,
     ) -> None:
         """Serve `filesystem`; the kernel keeps names and attributes for `attr_timeout_s`."""
         super().__init__()
         self._fs = filesystem
         self._timeout_s = attr_timeout_s
+        self._shown = shown
+        self.enable_acl = shown is None  # what is shown to all alike is checked alike
         self._metrics = metrics
         self.timed = metrics.operation_seconds.observe
         self.report = report
@@ -58,6 +120,14 @@ class StashcordOperations(pyfuse3.Operations):
         """A handler raised what it should not."""
         self._metrics.guarded_faults.labels(name).inc()
         self.report(f"{name}: internal error {type(error).__name__}; see the log")
+
+    def named(self, parent: Ino, name: bytes) -> None:
+        """A name has come that the kernel did not ask for: it must forget that there is none."""
+        pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+    def unnamed(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """A name has gone that the kernel did not remove: it must forget it and its file."""
+        pyfuse3.invalidate_entry_async(parent, name, deleted=ino, ignore_enoent=True)
 
     def _entry(self, found: Attributes) -> EntryAttributes:
         entry = EntryAttributes()
@@ -74,6 +144,10 @@ class StashcordOperations(pyfuse3.Operations):
         entry.st_mtime_ns = found.mtime_ns
         entry.st_ctime_ns = found.ctime_ns
         entry.entry_timeout = entry.attr_timeout = self._timeout_s
+        if self._fs.is_written(found.ino):
+            entry.attr_timeout = min(self._timeout_s, _WRITTEN_TIMEOUT_S)
+        if self._shown is not None:
+            _show(entry, self._shown)
         return entry
 
     # ------------------------------------------------------------------ names
@@ -151,6 +225,7 @@ class StashcordOperations(pyfuse3.Operations):
             name_new,
             noreplace=bool(flags & pyfuse3.RENAME_NOREPLACE),
             exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
+            whiteout=bool(flags & _RENAME_WHITEOUT),
         )
 
     # ------------------------------------------------------------------ attributes
@@ -169,17 +244,22 @@ class StashcordOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """With the write-back cache the kernel owns mtime and ctime: what it sends is taken."""
-        changed = await self._fs.setattr(
-            Ino(inode),
-            mode=attr.st_mode if fields.update_mode else None,
-            uid=attr.st_uid if fields.update_uid else None,
-            gid=attr.st_gid if fields.update_gid else None,
-            size=attr.st_size if fields.update_size else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
-            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
-            fh=fh,
-        )
+        try:
+            changed = await self._fs.setattr(
+                Ino(inode),
+                mode=attr.st_mode if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                size=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+                ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+                fh=fh,
+            )
+        except FsError as error:
+            if error.errno == errno.ENOENT and _writes_back_times(fields):
+                return _gone(inode)
+            raise
         return self._entry(changed)
 
     @guard
@@ -200,7 +280,7 @@ class StashcordOperations(pyfuse3.Operations):
 
     @guard
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        fh = await self._fs.open(Ino(inode), flags)
+        fh = await self._fs.open(Ino(inode), flags, privileged=ctx.uid == 0)
         self._openers[fh] = ctx.pid
         return FileInfo(fh=fh, keep_cache=True)
 
@@ -262,20 +342,28 @@ class StashcordOperations(pyfuse3.Operations):
 
     # ------------------------------------------------------------------ the rest
 
+    def _check_acl(self, name: bytes) -> None:
+        if not self.enable_acl and name.startswith(_ACLS):
+            raise FUSEError(errno.EOPNOTSUPP)
+
     @guard
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        self._check_acl(name)
         return await self._fs.getxattr(Ino(inode), name)
 
     @guard
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._fs.setxattr(Ino(inode), name, value)
+        self._check_acl(name)
+        await self._fs.setxattr(Ino(inode), name, value, in_group=partial(_is_in_group, ctx))
 
     @guard
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return await self._fs.listxattr(Ino(inode))
+        names = await self._fs.listxattr(Ino(inode), trusted=ctx.uid == 0)
+        return names if self.enable_acl else [n for n in names if not n.startswith(_ACLS)]
 
     @guard
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._check_acl(name)
         await self._fs.removexattr(Ino(inode), name)
 
     @guard

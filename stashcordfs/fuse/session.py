@@ -14,20 +14,15 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from stashcordfs.errors import StashcordError, UsageError
+from stashcordfs.errors import StashcordError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from stashcordfs.fuse.operations import StashcordOperations
 
 log = logging.getLogger(__name__)
 
-_FLAGS = frozenset(
-    {"allow_other", "allow_root", "ro", "noatime", "nodev", "dev", "nosuid", "suid", "noexec",
-     "exec", "dirsync", "sync", "auto_unmount", "rw", "atime", "relatime"}
-)  # fmt: skip
-_OURS = frozenset({"noatime", "relatime", "atime", "rw", "defaults", "_netdev", "user", "noauto"})
 _READ_AHEAD_KIB = 1024
 # Over the 64 reads that may wait for the network: kernel read-ahead and write-back share this, so
 # that stuck reads would else hold up what others write (fs/fuse/dev.c, fuse_block_alloc).
@@ -40,24 +35,6 @@ _MIN_TASKS = 16
 _MAX_TASKS = 600  # room for `stat` while many reads and fsyncs wait for the network
 
 
-def kernel_options(name: str, options: Mapping[str, str | bool]) -> set[str]:
-    """Options for the kernel and libfuse. Raises UsageError for one that is not known."""
-    chosen = {
-        f"fsname=stashcordfs:{name}",
-        "subtype=stashcordfs",
-        "default_permissions",
-    }
-    for option in options:
-        if option in _OURS or option.startswith(("x-", "comment")):
-            continue
-        if option not in _FLAGS:
-            raise UsageError(
-                f"-o {option}: unknown mount option; known: {', '.join(sorted(_FLAGS))}"
-            )
-        chosen.add(option)
-    return chosen
-
-
 class Session:
     """Mounts `operations` at `mountpoint`."""
 
@@ -66,13 +43,12 @@ class Session:
         operations: StashcordOperations,
         mountpoint: Path,
         *,
-        name: str,
-        options: Mapping[str, str | bool],
+        options: Iterable[str],
     ) -> None:
-        """Check the options; nothing is mounted yet."""
+        """`options`: libfuse's. Nothing is mounted yet."""
         self._operations = operations
         self._mountpoint = mountpoint
-        self._options = kernel_options(name, options)
+        self._options = set(options)
         self._serving = False
         self._stopped = trio.Event()
 
@@ -83,6 +59,8 @@ class Session:
             pyfuse3.init(self._operations, str(self._mountpoint), self._options)
         except RuntimeError as error:
             hint = "are fuse3 and /dev/fuse there?"
+            if "allow_other" in self._options and os.geteuid() != 0:
+                hint = "allow_other needs the line user_allow_other in /etc/fuse.conf"
             text = f"cannot mount at {self._mountpoint}: {error}; {hint}"
             raise StashcordError(text) from error
         try:

@@ -20,14 +20,17 @@ _PACKS_AT_ONCE = 1000
 
 _HELD = """
 SELECT id, object_id, epoch, channel, abs(message), attachment, filename, size, message < 0
-FROM packs WHERE id > ? AND message != 0 ORDER BY id LIMIT ?
+FROM packs WHERE id > ? AND message != 0 AND NOT EXISTS (
+  SELECT 1 FROM condemned k WHERE k.channel = packs.channel AND k.message = abs(packs.message))
+ORDER BY id LIMIT ?
 """
 _CHUNKS = """
 SELECT id, chunk_id, number, offset, length, plain_length, codec FROM chunks
 WHERE pack = ? ORDER BY number
 """
 _BLOCKS = """
-SELECT l.ino, l.idx, c.id IS NULL OR p.id IS NULL OR p.message <= 0, p.id
+SELECT l.ino, l.idx, (c.id IS NULL OR p.id IS NULL OR p.message <= 0)
+  AND (l.chunk != 0 OR NOT EXISTS (SELECT 1 FROM trash t WHERE t.ino = l.ino)), p.id
 FROM chunk_list l LEFT JOIN chunks c ON c.id = l.chunk LEFT JOIN packs p ON p.id = c.pack
 WHERE (l.ino, l.idx) > (?, ?) ORDER BY l.ino, l.idx LIMIT ?
 """
@@ -56,11 +59,28 @@ class Holdings:
 
     _db: Database
 
+    def _note_reference(self, ino: Ino, index: int) -> None:
+        """A block refers to a chunk anew. Within an operation."""
+        raise NotImplementedError
+
     async def held_packs(self, after: int) -> list[HeldPack]:
         """Some packs with a row number above `after`, in that order; none: no more."""
         return [
             HeldPack(row, ObjectId(bytes(object_id)), epoch, Location(*where), bool(lost))
             for row, object_id, epoch, *where, lost in self._db.all(_HELD, (after, _PACKS_AT_ONCE))
+        ]
+
+    async def still_held(self, packs: Iterable[HeldPack]) -> list[HeldPack]:
+        """Those that nobody has condemned since."""
+        return [
+            pack
+            for pack in packs
+            if self._db.one("SELECT 1 FROM packs WHERE id = ?", (pack.row,)) is not None
+            and self._db.one(
+                "SELECT 1 FROM condemned WHERE channel = ? AND message = ?",
+                (pack.location.channel, pack.location.message),
+            )
+            is None
         ]
 
     async def chunks_of(self, pack: HeldPack) -> list[tuple[int, ChunkRef]]:
@@ -102,7 +122,8 @@ class Holdings:
     ) -> tuple[list[tuple[Ino, int, int | None]], tuple[int, int] | None]:
         """Blocks whose content is lost, among the next entries, with their pack's row if known.
 
-        Also where to go on, None at the end.
+        What a file in the trash never had on Discord is not among them. Also where to go on, None
+        at the end.
         """
         rows = self._db.all(_BLOCKS, (*after, _BLOCKS_AT_ONCE))
         damaged = [(Ino(ino), index, pack) for ino, index, lost, pack in rows if lost]
@@ -119,4 +140,7 @@ class Holdings:
         """Let a damaged block refer to the same content in another pack, if there is one."""
         with self._db.operation:
             self._db.run(_OTHER_COPY, (ino, index))
-            return self._db.changes() > 0
+            found = self._db.changes() > 0
+            if found:
+                self._note_reference(ino, index)
+            return found

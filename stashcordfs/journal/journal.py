@@ -11,28 +11,27 @@ import stat
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
-import trio
-
 from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
-from stashcordfs.journal.changes import Changes
+from stashcordfs.journal.erasing import Erasing
+from stashcordfs.journal.outbox import bitmap_of
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
-from stashcordfs.types import ROOT_INO, Attributes, Ino
+from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 XATTR_VALUE_MAX = 65_536  # XATTR_SIZE_MAX, linux/limits.h
-_BATCH = 4000  # rows of a chunk list deleted before others get a turn
+_BATCH = 4000  # rows of a chunk list cut off before others get a turn
 XATTRS_MAX = 1 << 20  # of one inode: they go at once with it, and a segment must hold that
 
 
-class Journal(Changes):
+class Journal(Erasing):
     """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached.
 
-    `Changes` adds what Discord is told of all this.
+    `Changes` adds what Discord is told of all this, `Trash` what becomes of the deleted.
     """
 
     def __init__(self, database: Database, clock_ns: Callable[[], int], writer_epoch: int) -> None:
@@ -119,14 +118,18 @@ class Journal(Changes):
         now_ns: int,
         rdev: int = 0,
         target: bytes | None = None,
+        xattrs: Mapping[bytes, bytes] | None = None,
     ) -> Attributes:
-        """Make an inode of any kind with its first name."""
+        """Make an inode of any kind with its first name, and maybe extended attributes."""
         with self._db.operation:
             self._db.names_changed = True
-            return rules.create(
+            made = rules.create(
                 self._engine, parent, name,
                 mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=now_ns, target=target,
             )  # fmt: skip
+            if xattrs:
+                self._put_xattrs(made.ino, xattrs)
+            return made
 
     async def link(self, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Give an inode one more name."""
@@ -146,12 +149,22 @@ class Journal(Changes):
         """Remove a name; the attributes after, whose nlink may be 0.
 
         An inode without a name that is not `kept` is forgotten in the same operation, as by
-        `purge`: it should be small, since its chunk list goes in one statement.
+        `purge`: it should be small, since its chunk list goes in one statement. What goes into the
+        trash stays.
         """
         with self._db.operation:
             self._db.names_changed = True
-            found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=kept)
-            if not found.nlink and not kept(found):
+            found = rules.unlink(
+                self._engine, parent, name, now_ns=now_ns,
+                kept=(lambda left: self.trashes(left) or kept(left)) if self.keep_trash else kept,
+            )  # fmt: skip
+            if found.nlink:
+                return found
+            if self.trashes(found):
+                self._engine.put_in_trash(found, parent, name, now_ns)
+                if not kept(found):
+                    self._forget_local(found.ino, local=local(found.ino))
+            elif not kept(found):
                 if found.blocks:
                     self._db.run("DELETE FROM chunk_list WHERE ino = ?", (found.ino,))
                 self._forget(found, local=local(found.ino))
@@ -161,7 +174,9 @@ class Journal(Changes):
         """Remove an empty folder."""
         with self._db.operation:
             self._db.names_changed = True
-            return rules.rmdir(self._engine, parent, name, now_ns=now_ns)
+            left = rules.rmdir(self._engine, parent, name, now_ns=now_ns)
+            self._trash_folder(left, parent, name, now_ns)
+            return left
 
     async def rename(
         self,
@@ -172,15 +187,22 @@ class Journal(Changes):
         *,
         noreplace: bool,
         exchange: bool,
+        whiteout: bool = False,
         now_ns: int,
     ) -> Attributes | None:
         """Rename; what is left of a replaced inode, or None."""
         with self._db.operation:
             self._db.names_changed = True
-            return rules.rename(
+            left = rules.rename(
                 self._engine, old_parent, old_name, new_parent, new_name,
-                noreplace=noreplace, exchange=exchange, now_ns=now_ns,
+                noreplace=noreplace, exchange=exchange, whiteout=whiteout, now_ns=now_ns,
             )  # fmt: skip
+            if left is not None and not left.nlink:
+                if self.trashes(left):
+                    self._engine.put_in_trash(left, new_parent, new_name, now_ns)
+                elif stat.S_ISDIR(left.mode):
+                    self._trash_folder(left, new_parent, new_name, now_ns)
+            return left
 
     async def read_dir(
         self, ino: Ino, after: int, limit: int
@@ -224,6 +246,15 @@ class Journal(Changes):
                 paths.append(b"/".join(reversed(parts)))
         return paths
 
+    async def told_path(self, ino: Ino) -> bytes:
+        """A path of an inode for a person; of one without a name, where it was."""
+        if paths := await self.paths_of(ino):
+            return paths[0]
+        entry = await self.trashed(ino)
+        if entry is None:
+            return b"(without a name) inode %d" % ino
+        return b"(in the trash) " + (await self.trash_path(entry) or entry.name)
+
     async def is_below(self, ino: Ino, ancestor: Ino) -> bool:
         """Whether one of the inode's paths leads through `ancestor`."""
         if ino == ancestor:
@@ -231,14 +262,13 @@ class Journal(Changes):
         parents = [parent for parent, _ in await self.names_of(ino)]
         return any(rules.is_within(self._engine, parent, ancestor) for parent in parents)
 
-    async def nameless(self) -> list[Attributes]:
-        """Inodes that an earlier run left without a name."""
-        rows = self._db.all("SELECT ino FROM inodes WHERE nlink = 0")
-        return [found for row in rows if (found := self._engine.inode(Ino(row[0])))]
-
     async def usage(self) -> tuple[int, int]:
         """How many inodes there are, and how many bytes the regular files hold."""
         return self._engine.inodes, self._engine.bytes
+
+    async def stored_bytes(self) -> int:
+        """How many bytes all chunk lists have together."""
+        return self._engine.stored
 
     # ------------------------------------------------------------------ attributes
 
@@ -254,8 +284,11 @@ class Journal(Changes):
         atime_ns: int | None = None,
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
+        xattrs: Mapping[bytes, bytes | None] | None = None,
     ) -> Attributes:
         """Change what is given; the attributes after. The kind of an inode never changes.
+
+        Of `xattrs` None removes one; more than the access time must be given with them.
 
         `synced` goes with a size that a write has made: so many of its bytes are on the disk. The
         access time alone is this machine's business: no segment carries it.
@@ -267,6 +300,8 @@ class Journal(Changes):
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
             )  # fmt: skip
+            if xattrs:
+                self._put_xattrs(ino, xattrs)
             if size is not None and synced is not None:
                 self._put_synced_size(ino, synced, whole=synced >= size)
             return after
@@ -338,6 +373,8 @@ class Journal(Changes):
         with self._db.operation:
             changed = self._change(ino, size=size, mtime_ns=now_ns, ctime_ns=now_ns)
             self._db.run("DELETE FROM dirty WHERE ino = ? AND idx >= ?", (ino, first))
+            if cut:
+                self._cut_dirty(ino, edge, cut)
             if not changed.blocks:
                 return  # nothing stored, so no chunk list
             before = self._stored_from(ino, edge)
@@ -350,38 +387,15 @@ class Journal(Changes):
             self._db.run("DELETE FROM chunk_list WHERE ino = ? AND idx >= ?", (ino, first))
             self._engine.add_stored(ino, self._stored_from(ino, edge) - before)
 
-    def _stored_from(self, ino: Ino, first: int) -> int:
-        row = self._db.one(
-            "SELECT coalesce(sum(valid_length), 0) FROM chunk_list WHERE ino = ? AND idx >= ?",
-            (ino, first),
-        )
-        assert row is not None
-        return int(row[0])
-
-    async def purge(self, found: Attributes, *, local: bool = True) -> None:
-        """Forget an inode without a name, its chunk list in batches so that others get a turn.
-
-        `local`: this machine may know dirty or cached blocks of it.
-        """
-        ino = found.ino
-        while found.blocks:
-            with self._db.operation:
-                self._db.run(
-                    "DELETE FROM chunk_list WHERE ino = ?1 AND idx IN"
-                    " (SELECT idx FROM chunk_list WHERE ino = ?1 LIMIT ?2)",
-                    (ino, _BATCH),
-                )
-                gone = self._db.changes()
-            if gone < _BATCH:
-                break
-            await trio.lowlevel.checkpoint()
-        with self._db.operation:
-            self._forget(found, local=local)
-
-    def _forget(self, found: Attributes, *, local: bool) -> None:
-        for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
-            self._db.run(f"DELETE FROM {table} WHERE ino = ?", (found.ino,))  # noqa: S608  constants
-        self._engine.delete_inode(found)
+    def _cut_dirty(self, ino: Ino, index: int, length: int) -> None:
+        """The pages that end with this truncation must not count when the file grows again."""
+        row = self._db.one("SELECT pages FROM dirty WHERE ino = ? AND idx = ?", (ino, index))
+        kept = (1 << -(-length // PAGE_BYTES)) - 1
+        if row is not None and (pages := int.from_bytes(row[0], "little")) & ~kept:
+            self._db.run(
+                "UPDATE dirty SET pages = ? WHERE ino = ? AND idx = ?",
+                (bitmap_of(pages & kept), ino, index),
+            )
 
     # ------------------------------------------------------------------ extended attributes
 
@@ -412,7 +426,14 @@ class Journal(Changes):
             raise FsError(errno.ENOSPC)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
-            self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
+            self._put_xattrs(ino, {name: value})
+
+    def _put_xattrs(self, ino: Ino, xattrs: Mapping[bytes, bytes | None]) -> None:
+        for name, value in xattrs.items():
+            if value is None:
+                self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
+            else:
+                self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
 
     async def list_xattrs(self, ino: Ino) -> list[bytes]:
         """Names."""
@@ -428,4 +449,4 @@ class Journal(Changes):
         await self.get_xattr(ino, name)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
-            self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
+            self._put_xattrs(ino, {name: None})

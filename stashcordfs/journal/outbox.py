@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
 from stashcordfs.journal.engine import ChunkEntry, Intent
-from stashcordfs.journal.holdings import Holdings
+from stashcordfs.journal.garbage import Garbage
 from stashcordfs.types import ChunkId, ChunkRef, Ino, Location, ObjectId
 
 if TYPE_CHECKING:
@@ -41,7 +41,12 @@ _NOWHERE = Location(0, 0, 0, "", 0)
 Pack = tuple[ObjectId, int, int, str, "Sequence[ChunkRef]"]  # id, epoch, size, filename, chunks
 
 
-class Outbox(Holdings):
+def bitmap_of(pages: int) -> bytes:
+    """A page bitmap as a dirty row has it."""
+    return pages.to_bytes((pages.bit_length() + 7) // 8, "little")
+
+
+class Outbox(Garbage):
     """What uploading, reading and the block cache keep in the journal."""
 
     def __init__(
@@ -51,6 +56,7 @@ class Outbox(Holdings):
         self._db = database
         self._engine = engine
         self._clock_ns = clock_ns
+        super().__init__()
 
     # ------------------------------------------------------------------ chunk lists
 
@@ -107,6 +113,7 @@ class Outbox(Holdings):
                 self._db.run(_REFER, item)
                 if self._db.changes():
                     self._db.touched.add((ino, index))
+                    self._note_reference(ino, index)
                     grown[ino] += valid - (before[0] if before else 0)
                 elif self._engine.inode(ino) is not None:
                     raise JournalError(f"block {index} of inode {ino}: its chunk is unknown")
@@ -237,9 +244,9 @@ class Outbox(Holdings):
         """Blocks (index, version, page bitmap) whose local bytes have just been synced."""
         with self._db.operation:
             for index, version, pages in rows:
-                bitmap = pages.to_bytes((pages.bit_length() + 7) // 8, "little")
                 self._db.run(
-                    "INSERT OR REPLACE INTO dirty VALUES (?,?,?,?)", (ino, index, version, bitmap)
+                    "INSERT OR REPLACE INTO dirty VALUES (?,?,?,?)",
+                    (ino, index, version, bitmap_of(pages)),
                 )
 
     async def drop_dirty(self, ino: Ino, rows: Iterable[tuple[int, int]]) -> None:

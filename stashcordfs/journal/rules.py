@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stashcordfs.journal.engine import Engine
 
 NAME_MAX = 255
-LINK_MAX = 65_000  # ext4's bound; programs are used to one
+LINK_MAX = 65_000  # of files, ext4's bound; as there, folders may hold any number of folders
 
 _NO_NAMES = frozenset({b"", b".", b".."})
 
@@ -72,8 +72,6 @@ def create(
     if engine.entry(parent, name) is not None:
         raise FsError(errno.EEXIST)
     made_folder = stat.S_ISDIR(mode)
-    if made_folder and folder.nlink >= LINK_MAX:
-        raise FsError(errno.EMLINK)
     if folder.mode & stat.S_ISGID:
         gid = folder.gid
         if made_folder:
@@ -116,6 +114,24 @@ def link(engine: Engine, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> 
     engine.insert_entry(parent, name, ino)
     engine.touch_folder(parent, now_ns)
     return found._replace(nlink=found.nlink + 1, ctime_ns=now_ns)
+
+
+def revive(
+    engine: Engine, found: Attributes, parent: Ino, name: bytes, *, now_ns: int
+) -> Attributes:
+    """Give an inode that has none a name again."""
+    above = _folder(engine, parent)
+    _check_name(name)
+    if engine.entry(parent, name) is not None:
+        raise FsError(errno.EEXIST)
+    folder = _is_folder(found)
+    if folder and above.nlink >= LINK_MAX:
+        raise FsError(errno.EMLINK)
+    nlink = 2 if folder else 1
+    engine.set_links(found.ino, nlink, now_ns)
+    engine.insert_entry(parent, name, found.ino)
+    engine.touch_folder(parent, now_ns, subfolders=int(folder))
+    return found._replace(nlink=nlink, ctime_ns=now_ns)
 
 
 def unlink(
@@ -164,14 +180,20 @@ def rename(
     *,
     noreplace: bool,
     exchange: bool,
+    whiteout: bool = False,
     now_ns: int,
 ) -> Attributes | None:
-    """Rename. Returns what is left of a replaced inode, None when nothing was replaced."""
+    """Rename. Returns what is left of a replaced inode, None when nothing was replaced.
+
+    `whiteout` leaves a character device 0:0 in the old place, as overlay file systems want it.
+    """
     _folder(engine, old_parent)
     _folder(engine, new_parent)
     moved = _existing(engine, old_parent, old_name)
     _check_name(new_name)
     target = engine.entry(new_parent, new_name)
+    if exchange and (noreplace or whiteout):
+        raise FsError(errno.EINVAL)
     _check_rename(engine, moved, target, new_parent, noreplace=noreplace, exchange=exchange)
     if exchange:
         assert target is not None
@@ -181,7 +203,6 @@ def rename(
         return None
     if target is not None and target.ino == moved.ino:
         return None  # two names of one file: POSIX wants nothing done
-    _check_room(engine, moved, target, old_parent, new_parent)
     if target is not None:
         _check_replace(engine, moved, target)
         engine.set_entry(new_parent, new_name, moved.ino)
@@ -193,6 +214,8 @@ def rename(
     lost = int(target is not None and _is_folder(target))
     engine.touch_folder(old_parent, now_ns, subfolders=-folder)
     engine.touch_folder(new_parent, now_ns, subfolders=folder - lost)
+    if whiteout:
+        _leave_whiteout(engine, old_parent, old_name, moved, now_ns)
     return None if target is None else _lose_name(engine, target, now_ns)
 
 
@@ -205,8 +228,6 @@ def _check_rename(
     noreplace: bool,
     exchange: bool,
 ) -> None:
-    if noreplace and exchange:
-        raise FsError(errno.EINVAL)
     if noreplace and target is not None:
         raise FsError(errno.EEXIST)
     if exchange and target is None:
@@ -215,12 +236,14 @@ def _check_rename(
         raise FsError(errno.EINVAL)
 
 
-def _check_room(
-    engine: Engine, moved: Attributes, target: Attributes | None, old_parent: Ino, new_parent: Ino
+def _leave_whiteout(
+    engine: Engine, parent: Ino, name: bytes, moved: Attributes, now_ns: int
 ) -> None:
-    gains = _is_folder(moved) and target is None and old_parent != new_parent
-    if gains and _folder(engine, new_parent).nlink >= LINK_MAX:
-        raise FsError(errno.EMLINK)
+    left = Attributes(
+        engine.new_ino(), stat.S_IFCHR, 1, moved.uid, moved.gid, 0, 0, now_ns, now_ns, now_ns
+    )
+    engine.insert_inode(left)
+    engine.insert_entry(parent, name, left.ino)
 
 
 def _check_replace(engine: Engine, moved: Attributes, target: Attributes) -> None:

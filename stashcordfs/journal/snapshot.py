@@ -31,6 +31,35 @@ _HEAD = """
 SELECT number, digest FROM j.objects WHERE kind = ? ORDER BY number DESC LIMIT 1
 """
 
+_CONDEMNS = 6  # the format that has the table
+_HAS_CONDEMNED = "SELECT count(*) FROM n.sqlite_schema WHERE name = 'condemned'"
+_TAKE_CONDEMNED = "INSERT OR IGNORE INTO condemned SELECT * FROM n.condemned"
+_LOCATE = """
+CREATE TEMP TABLE gone AS SELECT id FROM main.packs p WHERE p.message != 0 AND NOT EXISTS (
+  SELECT 1 FROM n.packs q WHERE q.object_id = p.object_id AND q.message > 0);
+UPDATE main.packs SET (channel, message, attachment, filename) = (
+    SELECT q.channel, q.message, q.attachment, q.filename FROM n.packs q
+    WHERE q.object_id = packs.object_id)
+  WHERE object_id IN (SELECT object_id FROM n.packs WHERE message != 0);
+UPDATE main.packs SET message = -abs(message) WHERE id IN (SELECT id FROM temp.gone);
+INSERT OR IGNORE INTO main.packs SELECT * FROM n.packs WHERE message != 0;
+INSERT OR IGNORE INTO main.chunks SELECT c.* FROM n.chunks c JOIN n.packs q ON q.id = c.pack
+  WHERE q.message != 0 AND c.pack IN (SELECT id FROM main.packs);
+CREATE TEMP TABLE moved AS SELECT c.id AS old, min(o.id) AS new
+  FROM main.chunks c JOIN main.chunks o ON o.chunk_id = c.chunk_id
+    JOIN main.packs p ON p.id = o.pack
+  WHERE c.pack IN (SELECT id FROM temp.gone) AND p.message > 0 GROUP BY c.id;
+CREATE UNIQUE INDEX temp.moved_old ON moved (old);
+UPDATE main.chunk_list SET chunk = (SELECT new FROM temp.moved WHERE old = chunk)
+  WHERE chunk IN (SELECT old FROM temp.moved);
+DELETE FROM main.chunks WHERE pack IN (SELECT id FROM temp.gone)
+  AND id NOT IN (SELECT chunk FROM main.chunk_list);
+DELETE FROM main.packs WHERE id IN (SELECT id FROM temp.gone)
+  AND id NOT IN (SELECT pack FROM main.chunks);
+DROP TABLE temp.gone;
+DROP TABLE temp.moved;
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -135,6 +164,24 @@ class Rebuild:
         """Run a statement of recovery's own; its rows."""
         with _as_ours():
             return self._db.execute(sql, bindings).fetchall()
+
+    def locate(self, newest: Path) -> None:
+        """Let this state of the past refer to where its chunks are now, by a newer journal.
+
+        What has been repacked since is found by its chunk id. What the newer journal has no more is
+        lost, and an error when it is read. Its other packs are taken over: they are on Discord, and
+        somebody must know them to collect them one day. No segment tells of it: a checkpoint must.
+        """
+        with _as_ours():
+            self._db.execute("ATTACH ? AS n", (str(newest),))
+            try:
+                with self._db:
+                    self._db.execute(_LOCATE)
+                    self._db.execute(schema.WANT_CHECKPOINT)
+                    if self.schema_version >= _CONDEMNS and _value(self._db, _HAS_CONDEMNED):
+                        self._db.execute(_TAKE_CONDEMNED)
+            finally:
+                self._db.execute("DETACH n")
 
     def finish(self, facts: dict[str, object]) -> None:
         """Store facts of the new machine (`local`) and let the file be complete by itself."""

@@ -87,6 +87,14 @@ class Metrics:
         self.damaged_blocks = self._gauge(
             "damaged_blocks", "Blocks whose content the last verify found lost"
         )
+        self.history_bytes = self._gauge(
+            "history_bytes", "Bytes that Discord holds for earlier states alone (last census)"
+        )
+        self.garbage_bytes = self._gauge(
+            "garbage_bytes", "Bytes on Discord that nothing needs (last census)"
+        )
+        self.collected_bytes = self._counter("collected_bytes", "Garbage that was deleted")
+        self.gc_requests = self._counter("gc_requests", "Requests that collecting garbage has made")
         self.unsettled_uploads = self._gauge(
             "unsettled_uploads", "Uploads that Discord may or may not have carried out"
         )

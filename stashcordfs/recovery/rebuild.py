@@ -19,7 +19,7 @@ import trio
 from stashcordfs.crypto.keys import KIND_PACK, object_id_of
 from stashcordfs.errors import CryptoError, StoreError
 from stashcordfs.journal import Journal
-from stashcordfs.store.pack import HEADER, read_table, table_bytes
+from stashcordfs.store.fetching import fetch_table
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str, int, int], None]
 
-_TAIL_BYTES = 64 << 10
 _FETCHES_AT_ONCE = 8
 _LOST_FOUND = b"lost+found"
 
@@ -99,7 +98,7 @@ async def rebuild_from_packs(
         nonlocal done
         async with limit:
             try:
-                table, epoch = await _table_of(store, keys, object_id, at)
+                table, epoch = await fetch_table(store, keys, object_id, at)
                 gathered.add(object_id, number, at, table, epoch)
             except StoreError:
                 gathered.bad += 1
@@ -136,20 +135,6 @@ async def _list_packs(
                 if kind == KIND_PACK:
                     found[object_id] = (number, at)
     return found
-
-
-async def _table_of(
-    store: ObjectStore, keys: VolumeKeys, object_id: ObjectId, at: Location
-) -> tuple[Table, int]:
-    size = at.size_bytes
-    tail = await store.fetch(at, max(0, size - _TAIL_BYTES), min(size, _TAIL_BYTES))
-    need = table_bytes(tail, size)
-    if need > len(tail):
-        tail = await store.fetch(at, size - need, need)
-    header = tail if len(tail) == size else await store.fetch(at, 0, HEADER.size)
-    table = read_table(keys, object_id, header[: HEADER.size], tail, size)
-    epoch: int = HEADER.unpack(header[: HEADER.size])[3]
-    return table, epoch
 
 
 async def _make(gathered: _Gathered, path: Path, block_bytes: int) -> Outcome:

@@ -8,6 +8,7 @@ fetches only the rest when it is called again. Nothing is changed on Discord her
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ class Found:
     writer_epoch: int  # the highest that was seen
     newest_message: int
     notes: list[str] = field(default_factory=list)
+    newest: Chain | None = None  # of a state of the past: what tells where its content is now
 
     @property
     def head(self) -> Link:
@@ -119,6 +121,8 @@ class Recovery:
         if not isinstance(chain, Chain):
             raise self._why_not(chain, at_ns)
         found = Found(chain, max(self._epochs), catalog.newest_message, self._notes(chain))
+        if at_ns is not None:
+            found.newest = self._newest(chain)
         newest = chain.links[-1].number
         if expect is not None and newest < expect:
             raise StashcordError(
@@ -126,6 +130,13 @@ class Recovery:
                 "older than it should be, or its newest messages are withheld"
             )
         return found
+
+    def _newest(self, chain: Chain) -> Chain | None:
+        """The newest state, if it is another: packs have been collected and repacked since."""
+        newest = find_chain(self._links.values(), self._usable(self._catalog), self._genesis)
+        if not isinstance(newest, Chain) or newest.links[-1].digest == chain.links[-1].digest:
+            return None
+        return newest
 
     async def _open_new(self, catalog: Catalog) -> None:
         """Fetch and read what the last page has brought."""
@@ -229,16 +240,21 @@ class Recovery:
     # ------------------------------------------------------------------ building
 
     async def build(self, found: Found, path: Path) -> Built:
-        """Make the journal of a found state at `path`. A damaged checkpoint: see `exclude`."""
-        base = found.chain.base
-        if base is not None:
-            await self._fetch_parts(base.manifest)
+        """Make the journal of a found state at `path`. A damaged checkpoint: see `exclude`.
+
+        Of a state of the past: its names and contents, and where the newest state has these now.
+        """
+        for chain in (found.chain, found.newest):
+            if chain is not None and chain.base is not None:
+                await self._fetch_parts(chain.base.manifest)
         return await trio.to_thread.run_sync(self._build, found, path)
 
     def exclude(self, found: Found, why: str) -> None:
         """Do without the checkpoint of a state that could not be built; then `find` again."""
-        if found.chain.base is not None:
-            self._bad[found.chain.base.seen.object_id] = why
+        for chain in (found.newest, found.chain):  # one at a time: either may be the damaged one
+            if chain is not None and chain.base is not None:
+                self._bad[chain.base.seen.object_id] = why
+                return
 
     async def _fetch_parts(self, manifest: Manifest) -> None:
         total = sum(part.size for part in manifest.parts)
@@ -250,15 +266,33 @@ class Recovery:
         self._progress("fetching the checkpoint", done, total)
 
     def _build(self, found: Found, path: Path) -> Built:
-        base = found.chain.base
-        if base is None:
+        newest = path.with_name(path.name + ".newest")
+        try:
+            if found.newest is not None:
+                with self._begun(found.newest, newest) as rebuild:
+                    self._apply(rebuild, found.newest)
+            with self._begun(found.chain, path) as rebuild:
+                last, applied = self._apply(rebuild, found.chain)
+                if found.newest is not None:
+                    rebuild.locate(newest)
+                self._take_over(rebuild, found, last)
+            return Built(self._segment(found.head).dirty, applied)
+        finally:
+            newest.unlink(missing_ok=True)
+
+    @contextmanager
+    def _begun(self, chain: Chain, path: Path) -> Iterator[Rebuild]:
+        """A journal as the chain's checkpoint has it, or an empty one."""
+        if chain.base is None:
             with Rebuild.from_nothing(path) as rebuild:
-                return self._apply(rebuild, found, 0)
+                yield rebuild
+            return
+        manifest = chain.base.manifest
         copy = path.with_name(path.name + ".copy")
         try:
-            expand_to(copy, self._pieces(base.manifest), base.manifest.plain_bytes)
+            expand_to(copy, self._pieces(manifest), manifest.plain_bytes)
             with Rebuild.from_snapshot(path, copy) as rebuild:
-                return self._apply(rebuild, found, base.manifest.last_change)
+                yield rebuild
         finally:
             copy.unlink(missing_ok=True)
 
@@ -273,8 +307,10 @@ class Recovery:
         data = (self._folder / object_filename(link.seen.object_id)).read_bytes()
         return decode_segment(open_object(self._keys, KIND_SEGMENT, link.seen.object_id, data))
 
-    def _apply(self, rebuild: Rebuild, found: Found, last: int) -> Built:
-        links = found.chain.links
+    def _apply(self, rebuild: Rebuild, chain: Chain) -> tuple[int, int]:
+        """Apply the chain's segments: the last change, and how many were applied."""
+        links = chain.links
+        last = chain.base.manifest.last_change if chain.base else 0
         applied = 0
         for at, link in enumerate(links):
             self._progress("applying changes", at, len(links))
@@ -291,8 +327,7 @@ class Recovery:
             applied += len(fresh)
             last = fresh[-1].id if fresh else last
         self._progress("applying changes", len(links), len(links))
-        self._take_over(rebuild, found, last)
-        return Built(self._segment(links[-1]).dirty, applied)
+        return last, applied
 
     def _take_over(self, rebuild: Rebuild, found: Found, last_change: int) -> None:
         """Let the new writer know what is on Discord, so that he goes on from there."""

@@ -24,11 +24,11 @@ import trio
 
 from stashcordfs.errors import ObjectCorrupt, ObjectMissing, StoreError, UsageError
 from stashcordfs.journal.inspection import readable
-from stashcordfs.store.pack import HEADER, TRAILER, read_table, table_bytes
-from stashcordfs.store.sealing import open_many
+from stashcordfs.store.fetching import fetch_chunks, fetch_table, runs
+from stashcordfs.store.pack import HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
     from pathlib import Path
 
     from stashcordfs.crypto.keys import VolumeKeys
@@ -42,8 +42,6 @@ log = logging.getLogger(__name__)
 
 _ASKED = 50  # so many missing messages are asked for one by one; then the listing is believed
 _ASK_AGAIN_S = 10.0  # a message that was just made may not be shown yet
-_RANGE_BYTES = 8 << 20
-_TAIL_BYTES = 64 << 10
 _LISTED = 1000  # damaged files that are told by path
 _TRIES = 2
 
@@ -202,6 +200,7 @@ class Verifier:
                 (there if seen else suspects).append(pack)
         known = [pack for pack in suspects if pack.lost]  # told before, and still so
         missing = await self._confirm([pack for pack in suspects if not pack.lost], outcome)
+        missing = await self._journal.still_held(missing)  # not what was collected meanwhile
         gone = {pack.row for pack in (*missing, *known)}
         there += [pack for pack in suspects if pack.row not in gone]
         back = [pack for pack in there if pack.lost and await self._has_bytes(pack)]
@@ -274,6 +273,8 @@ class Verifier:
             try:
                 await self._open_pack(pack, outcome)
             except ObjectMissing:
+                if not await self._journal.still_held([pack]):
+                    continue
                 outcome.missing_packs.append(pack.location.filename)
                 await self._journal.set_lost([pack], lost=True)
             self.done += pack.location.size_bytes
@@ -286,7 +287,7 @@ class Verifier:
             log.warning("pack %s: %s", pack.location.filename, error)
             outcome.corrupt_packs.append(pack.location.filename)
         bad: list[int] = []
-        for run in _runs(chunks):
+        for run in runs(chunks):
             bad += await self._open_run(pack.location, run)
         outcome.opened_bytes += sum(ref.length for _, ref in chunks)
         if bad:
@@ -310,18 +311,14 @@ class Verifier:
         return result
 
     async def _table(self, pack: HeldPack) -> list[ChunkRef]:
-        size = pack.location.size_bytes
         for left in reversed(range(_TRIES)):
             try:
-                header = await self._store.fetch(pack.location, 0, min(HEADER.size, size))
-                length = min(size, _TAIL_BYTES)
-                tail = await self._store.fetch(pack.location, size - length, length)
-                if (need := table_bytes(tail[-TRAILER.size :], size)) > length:
-                    tail = await self._store.fetch(pack.location, size - need, need)
-                return read_table(self._keys, pack.object_id, header, tail, size).chunks
+                table, _ = await fetch_table(self._store, self._keys, pack.object_id, pack.location)
             except ObjectCorrupt:
                 if not left:
                     raise
+            else:
+                return table.chunks
         raise AssertionError("unreachable")
 
     async def _open_run(self, where: Location, run: Sequence[tuple[int, ChunkRef]]) -> list[int]:
@@ -339,13 +336,7 @@ class Verifier:
         return bad
 
     async def _open(self, where: Location, refs: Sequence[ChunkRef]) -> None:
-        start, last = refs[0].offset, refs[-1]
-        data = await self._store.fetch(where, start, last.offset + last.length - start)
-        view = memoryview(data)
-        await open_many(
-            self._keys,
-            [(r, view[r.offset - start : r.offset - start + r.length]) for r in refs],
-        )
+        await fetch_chunks(self._store, self._keys, where, refs)
 
     # ------------------------------------------------------------------ what is lost
 
@@ -371,8 +362,7 @@ class Verifier:
             outcome.resent_blocks += 1
         else:
             outcome.damaged_blocks += 1
-            paths = await self._journal.paths_of(ino) or [b"(without a name) inode %d" % ino]
-            path = readable(paths[0])
+            path = readable(await self._journal.told_path(ino))
             if path in outcome.damaged or len(outcome.damaged) < _LISTED:
                 outcome.damaged[path] = outcome.damaged.get(path, 0) + 1
 
@@ -411,15 +401,3 @@ def choose(
         if taken >= wanted:
             return packs[first : at + 1]
     return packs[first:]
-
-
-def _runs(chunks: Sequence[tuple[int, ChunkRef]]) -> Iterator[list[tuple[int, ChunkRef]]]:
-    """Chunks that one range fetches, in the pack's order."""
-    run: list[tuple[int, ChunkRef]] = []
-    for item in sorted(chunks, key=lambda item: item[1].offset):
-        if run and item[1].offset + item[1].length - run[0][1].offset > _RANGE_BYTES:
-            yield run
-            run = []
-        run.append(item)
-    if run:
-        yield run

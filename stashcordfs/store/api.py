@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 RECORD_PREFIX = "stashcordfs-volume-"
 MAX_RECORD_BYTES = 64 << 10
+BULK_S = 13 * 86_400.0  # younger messages go together: Discord refuses that from 14 days on
 
 
 class Page(NamedTuple):
@@ -63,6 +64,13 @@ class ObjectStore(Protocol):
     def limits(self) -> Limits:
         """What one message may carry now."""
 
+    @property
+    def channels(self) -> Sequence[int]:
+        """Where packs are put."""
+
+    def age_s(self, message: int) -> float:
+        """Seconds since a message was made, by the server's clock."""
+
     async def ping(self) -> None:
         """One small request, not repeated: returns when the store answers. DiscordError."""
 
@@ -85,8 +93,11 @@ class ObjectStore(Protocol):
     async def find(self, after: int, names: Collection[str]) -> dict[str, Location]:
         """Those of the named attachments that stand in own messages after this id."""
 
-    async def page(self, channel: int, after: int) -> Page:
-        """What messages after this id carry, at most 100 of them, whoever posted them."""
+    async def page(self, channel: int, after: int, *, own: bool = False) -> Page:
+        """What messages after this id carry, at most 100 of them, whoever posted them.
+
+        `own`: only what this bot has posted.
+        """
 
     async def page_back(self, before: int | None) -> Page:
         """What messages before this id (None: the newest) carry, at most 100, of any author.
@@ -108,6 +119,12 @@ class ObjectStore(Protocol):
 
     async def find_records(self) -> list[bytes]:
         """What bears a record's name in the journal channel, oldest first; not yet verified."""
+
+    async def link(self, location: Location) -> str:
+        """Where an attachment is served now; a lease. ObjectMissing when it is gone."""
+
+    async def serves(self, link: str) -> bool:
+        """Whether a link still leads to anything: a deleted file may be served for hours."""
 
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Delete messages (channel, id). One that is gone already is no error."""

@@ -28,7 +28,13 @@ from stashcordfs.errors import (
     StoreError,
     TooLarge,
 )
-from stashcordfs.store.api import MAX_RECORD_BYTES, RECORD_PREFIX, Page, match_attachments
+from stashcordfs.store.api import (
+    BULK_S,
+    MAX_RECORD_BYTES,
+    RECORD_PREFIX,
+    Page,
+    match_attachments,
+)
 from stashcordfs.store.limits import LearnedLimits
 from stashcordfs.store.packer import least_limits
 from stashcordfs.types import Limits, Location
@@ -43,7 +49,6 @@ _PAGE = 100
 _RECORD_PAGES = 5  # of the channel's beginning; later records stand on its newest page
 _YOUNG_S = 60.0  # until then a message that is not shown may yet appear
 _GAP_FIRST_S, _GAP_LONGEST_S = 0.5, 5.0  # between looks for it: up to three requests each
-_BULK_S = 13 * 86_400.0  # Discord refuses bulk deletion of what is older than 14 days
 
 
 class DiscordStore:
@@ -135,7 +140,7 @@ class DiscordStore:
                 return await self._fetch_leased(location, start, length)
             except ObjectMissing:
                 # waited_s: a server whose Date is far behind its ids must not hold us for ever
-                if waited_s >= _YOUNG_S or self._age_s(location.message) >= _YOUNG_S:
+                if waited_s >= _YOUNG_S or self.age_s(location.message) >= _YOUNG_S:
                     raise
             await self._client.pause(delay_s)
             waited_s += delay_s
@@ -187,13 +192,24 @@ class DiscordStore:
             if attachment.filename in names
         ]
 
-    async def page(self, channel: int, after: int) -> Page:
+    @property
+    def channels(self) -> Sequence[int]:
+        """Where packs are put."""
+        return sorted(self._busy)
+
+    async def page(self, channel: int, after: int, *, own: bool = False) -> Page:
         """What messages after this id carry. One request; the links are kept for reading."""
+        author = await self._client.own_id() if own else None
         found = await self._client.list_messages(channel, after=after, limit=_PAGE, background=True)
         found.sort(key=lambda message: message.id)
         for message in found:
             self._leases.learn(message)
-        carried = [_location(message, a) for message in found for a in message.attachments]
+        carried = [
+            _location(message, a)
+            for message in found
+            if author in (None, message.author_id)
+            for a in message.attachments
+        ]
         return Page(carried, found[-1].id if len(found) == _PAGE else None)
 
     async def page_back(self, before: int | None) -> Page:
@@ -255,19 +271,33 @@ class DiscordStore:
                     records.append(await self.fetch(location, 0, attachment.size))
         return records
 
+    async def link(self, location: Location) -> str:
+        """Where an attachment is served now; a lease. ObjectMissing when it is gone."""
+        return await self._leases.url(
+            location.channel, location.message, location.attachment, location.filename
+        )
+
+    async def serves(self, link: str) -> bool:
+        """Whether the CDN still answers to a link. DiscordError when it cannot be asked."""
+        try:
+            await fetch_range(self._client, link, 0, 1)
+        except LinkExpired:
+            return False
+        return True
+
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Delete messages, young ones together. One that is gone already is no error."""
         for channel in sorted({channel for channel, _ in messages}):
             ids = sorted({number for where, number in messages if where == channel})
-            young = [number for number in ids if self._age_s(number) < _BULK_S]
+            young = [number for number in ids if self.age_s(number) < BULK_S]
             if young:
                 await self._client.bulk_delete(channel, young)
             for number in ids:
                 if number not in young:
                     await self._client.delete_message(channel, number)
 
-    def _age_s(self, message: int) -> float:
-        """Since it was made, by the server's clock."""
+    def age_s(self, message: int) -> float:
+        """Seconds since a message was made, by the server's clock."""
         now = self._client.server_now() or self._clock_wall()
         return now - snowflake_time(message)
 

@@ -110,7 +110,16 @@ class FolderStore:
 
         return await self._run(scan)
 
-    async def page(self, channel: int, after: int) -> Page:  # noqa: ARG002  there is one
+    @property
+    def channels(self) -> Sequence[int]:
+        """There is one."""
+        return (_CHANNEL,)
+
+    def age_s(self, message: int) -> float:  # noqa: ARG002 - as the protocol has it
+        """Here nothing becomes too old."""
+        return 0.0
+
+    async def page(self, channel: int, after: int, *, own: bool = False) -> Page:  # noqa: ARG002
         """What messages after this id carry."""
 
         def scan() -> Page:
@@ -155,6 +164,14 @@ class FolderStore:
             ]
 
         return await self._run(scan)
+
+    async def link(self, location: Location) -> str:
+        """The file's path."""
+        return str(self._path(location))
+
+    async def serves(self, link: str) -> bool:
+        """Whether the file is there."""
+        return await self._run(lambda: os.access(link, os.F_OK))
 
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Remove messages; one that is gone already is no error."""

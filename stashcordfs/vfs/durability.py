@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.errors import DiscordUnavailable, FsError, LocalDiskError
-from stashcordfs.types import ROOT_INO
+from stashcordfs.types import PAGE_BYTES, ROOT_INO
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -95,6 +95,14 @@ class Levels:
         return self._marked[at]
 
 
+class _Pass:
+    """One sync of some inodes."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.succeeded = False
+
+
 class Durability:
     """Makes writes and names durable here. The two `run_…` loops are supervised by the daemon."""
 
@@ -118,7 +126,7 @@ class Durability:
         self._commit_every_s = commit_every_s
         self._sync_every_s = sync_every_s
         self._resized: set[Live] = set()
-        self._under_way: dict[Live, trio.Event] = {}
+        self._under_way: dict[Live, _Pass] = {}
         self._wanted = trio.Event()
         journal.on_first_write(self._want_commit)
 
@@ -134,11 +142,7 @@ class Durability:
         """Write the sizes that changed in memory to the journal's open group."""
         resized, self._resized = self._resized, set()
         for live in resized:
-            if live.size_changed and not live.gone:
-                live.size_changed = False
-                await self._journal.set_attributes(
-                    live.ino, size=live.size, synced=live.synced_size
-                )
+            await self._blocks.carry_size(live)
             self._blocks.leave(live)
 
     async def commit(self) -> None:
@@ -153,27 +157,42 @@ class Durability:
         kernel may have dropped the pages and tells so once (fsync(2), "errors"). The inodes
         concerned fail until Discord has what was dirty then.
         """
-        # A sync under way took these inodes off `unsynced`, but has not made them durable yet.
-        concerned = list(self._under_way) if lives is None else lives
-        for done in [self._under_way[live] for live in concerned if live in self._under_way]:
-            await done.wait()
-        blocks = self._blocks
-        wanted = [v for v in (blocks.unsynced if lives is None else lives) if v in blocks.unsynced]
-        blocks.unsynced.difference_update(wanted)
-        done = trio.Event()
-        self._under_way.update(dict.fromkeys(wanted, done))
-        try:
-            await self._make_durable(wanted)
-        except BaseException:
-            blocks.unsynced.update(live for live in wanted if not live.gone)
-            raise
-        finally:
-            for live in [v for v, event in self._under_way.items() if event is done]:
-                del self._under_way[live]
-            done.set()
+        # A sync under way took these inodes off `unsynced`, but has not made them durable yet, and
+        # may miss what was written after its beginning. One that has begun since covers it.
+        for earlier in set(self._passes(lives).values()):
+            await earlier.done.wait()
+        others = self._passes(lives)
+        unsynced = self._blocks.unsynced
+        wanted = [v for v in (unsynced if lives is None else lives) if v in unsynced]
+        await self._pass([live for live in wanted if live not in others])
+        for other in set(others.values()):
+            await other.done.wait()
+        if failed := [live for live, other in others.items() if not other.succeeded]:
+            await self.sync(failed)
         for live in wanted if lives is None else lives:
             if live.sync_failed is not None:
                 raise live.sync_failed
+
+    def _passes(self, lives: Sequence[Live] | None) -> dict[Live, _Pass]:
+        """The syncs under way of these inodes (all, if None)."""
+        under_way = self._under_way
+        return {v: under_way[v] for v in (under_way if lives is None else lives) if v in under_way}
+
+    async def _pass(self, wanted: Sequence[Live]) -> None:
+        unsynced = self._blocks.unsynced
+        unsynced.difference_update(wanted)
+        this = _Pass()
+        self._under_way.update(dict.fromkeys(wanted, this))
+        try:
+            await self._make_durable(wanted)
+            this.succeeded = True
+        except BaseException:
+            unsynced.update(live for live in wanted if not live.gone)
+            raise
+        finally:
+            for live in wanted:
+                del self._under_way[live]
+            this.done.set()
 
     async def remote(self, lives: AbstractSet[Live]) -> None:
         """Return when Discord has what these inodes hold now: the one condition of all that waits.
@@ -198,7 +217,8 @@ class Durability:
     async def _make_durable(self, wanted: Sequence[Live]) -> None:
         blocks = self._blocks
         rows = {live: self._unsynced_rows(live) for live in wanted}
-        sizes = {live: live.size for live in wanted}  # now: later bytes may miss this sync
+        for live in wanted:
+            live.lowest_size = live.size  # now: later bytes may miss this sync
         keys = [live.key for live, some in rows.items() if some and blocks.files.exists(live.key)]
         try:
             if keys:
@@ -208,10 +228,11 @@ class Durability:
                 live.sync_failed = live.sync_failed or error
         await self.carry_sizes()
         for live, some in rows.items():
-            if live.sync_failed is None and not live.gone:
+            # One that was left meanwhile owes nothing; another object may stand for its inode now.
+            if live.sync_failed is None and blocks.live.get(live.ino) is live:
                 await self._put_dirty(live, some)
                 # What has no dirty block is on Discord, or a hole: as long as it is.
-                synced = min(sizes[live], live.size) if live.dirty else live.size
+                synced = max(live.synced_size, live.lowest_size) if live.dirty else live.size
                 live.synced_size = synced
                 await self._journal.size_synced(live.ino, synced, whole=synced >= live.size)
         await self._sync_journal()
@@ -221,15 +242,22 @@ class Durability:
         return [(i, d.version, d.pages, d) for i, d in live.dirty.items() if d.synced < d.version]
 
     async def _put_dirty(self, live: Live, rows: Sequence[tuple[int, int, int, Dirty]]) -> None:
-        # What was uploaded meanwhile has no row any more, and must not get one again.
-        alive = [
-            row for row in rows if live.dirty.get(row[0]) is row[3] and row[1] > row[3].uploaded
-        ]
+        alive = []
+        for index, version, pages, copied in rows:
+            dirty = copied
+            while dirty.heir is not None:  # cut meanwhile: what is left of its bytes is synced
+                dirty = dirty.heir
+            # What was uploaded meanwhile has no row any more, and must not get one again.
+            if live.dirty.get(index) is dirty and version > dirty.uploaded:
+                left = -(-live.lowest_size // PAGE_BYTES)
+                left -= index * (self._blocks.block_bytes // PAGE_BYTES)
+                kept = (1 << max(0, left)) - 1
+                alive.append((index, version, pages & kept, dirty))
         if not alive:
             return
         await self._journal.put_dirty(live.ino, [row[:3] for row in alive])
         for _, version, _, dirty in alive:
-            dirty.synced = version
+            dirty.synced = max(dirty.synced, version)
 
     async def _sync_journal(self) -> None:
         """Make the journal durable, then destroy what waited for that."""

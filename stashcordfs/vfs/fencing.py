@@ -93,6 +93,16 @@ class Fence:
         if not self.reason and not self._confirmed:
             await self._post_claim()
 
+    @property
+    def unseen_s(self) -> float:
+        """Seconds since the journal channel was looked at for another writer."""
+        return self._channel.unseen_s
+
+    async def check_lately(self, within_s: float) -> None:
+        """The same, unless it was done within so many seconds. DiscordError."""
+        if not self._confirmed or self.unseen_s > within_s:
+            await self.check()
+
     async def _judge(self, foreign: Foreign) -> None:
         own = self._journal.writer_epoch
         late = foreign.claim is not None and await self._is_later(foreign.location.message)

@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from stashcordfs.errors import FsError
-from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
-from stashcordfs.vfs.durability import LEVEL_XATTR
+from stashcordfs.errors import ContentLost, FsError
+from stashcordfs.types import ROOT_INO, Attributes, Ino
 from stashcordfs.vfs.live import Handle, Live
 from stashcordfs.vfs.table import clean_key
+from stashcordfs.vfs.usage import fresh_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -29,24 +29,18 @@ if TYPE_CHECKING:
     from stashcordfs.vfs.live import Spawn
     from stashcordfs.vfs.reading import Reader
     from stashcordfs.vfs.uploading import Uploader
+    from stashcordfs.vfs.usage import StatFs, Usage
+    from stashcordfs.vfs.xattrs import Xattrs
 
 _FIRST_COOKIES = 16  # below: "." and ".."; the journal's own ids start here
 _PURGE_INLINE_BLOCKS = 256
 _DAY_NS = 86_400 * 10**9
-_UNLIMITED_BYTES = 1 << 50
+_LATEST_NS = (1 << 63) - 1  # SQLite's integers, and so 1677 to 2262; the kernel cuts elsewhere too
+_GHOSTS = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class StatFs:
-    """What statfs tells. Bytes are in blocks of `block_bytes`."""
-
-    block_bytes: int
-    blocks: int
-    free: int
-    available: int
-    files: int
-    files_free: int
-    name_max: int
+def _storable(time_ns: int | None) -> int | None:
+    return None if time_ns is None else max(-_LATEST_NS, min(_LATEST_NS, time_ns))
 
 
 class FileSystem:
@@ -61,15 +55,19 @@ class FileSystem:
         uploader: Uploader,
         durability: Durability,
         levels: Levels,
+        xattrs: Xattrs,
+        usage: Usage,
         spawn: Spawn,
         now_ns: Callable[[], int],
         max_file_bytes: int,
-        noatime: bool = False,
-        require_writable: Callable[[], None] = lambda: None,
+        atime: str = "relatime",
+        require_writable: Callable[[], None],
         published: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Take the parts; they share one event loop.
 
+        `atime` says when reading updates the access time: "relatime", "nodiratime" (files alone),
+        "noatime".
         `require_writable` raises when another writer has the volume; `published` returns when
         Discord knows all that the journal holds.
         """
@@ -79,14 +77,17 @@ class FileSystem:
         self._uploader = uploader
         self._durability = durability
         self._levels = levels
+        self._xattrs = xattrs
+        self.usage = usage
         self._spawn = spawn
         self._now_ns = now_ns
         self._max_file_bytes = max_file_bytes
-        self._noatime = noatime
+        self._atime = atime
         self._require_writable = require_writable
         self._published = published
         self._handles: dict[int, Handle] = {}
         self._folders: dict[int, Ino] = {}
+        self._ghosts: OrderedDict[Ino, Attributes] = OrderedDict()
         self._next_fh = 1
 
     # ------------------------------------------------------------------ names
@@ -101,11 +102,23 @@ class FileSystem:
     async def mknod(
         self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int
     ) -> Attributes:
-        """Make a file, FIFO, socket or device node."""
+        """Make a file, FIFO, socket or device node. ENOSPC when the volume is full."""
         self._require_writable()
-        return await self._journal.create_node(
-            parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=self._now_ns()
+        await self.usage.require_any()
+        mode, lists = await self._xattrs.for_new(parent, mode)
+        made = await self._journal.create_node(
+            parent,
+            name,
+            mode=mode,
+            uid=uid,
+            gid=gid,
+            rdev=rdev,
+            now_ns=self._now_ns(),
+            xattrs=lists,
         )
+        if lists:
+            self._xattrs.made(made, lists)
+        return made
 
     async def mkdir(self, parent: Ino, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
         """Make a folder."""
@@ -131,7 +144,10 @@ class FileSystem:
 
     async def readlink(self, ino: Ino) -> bytes:
         """A symbolic link's target."""
-        return await self._journal.readlink(ino)
+        target = await self._journal.readlink(ino)
+        if self._atime != "noatime":
+            await self._touch(ino)
+        return target
 
     async def link(self, ino: Ino, parent: Ino, name: bytes) -> Attributes:
         """Give a file one more name."""
@@ -149,6 +165,7 @@ class FileSystem:
         if left.nlink or self._kept(left):
             await self._after_removal(left)
         else:  # the journal has forgotten it at once
+            self._remember(left)
             blocks = range(-(-left.size // self._blocks.block_bytes))
             self._blocks.drop(left.ino, (clean_key(left.ino, index) for index in blocks))
 
@@ -173,8 +190,9 @@ class FileSystem:
         *,
         noreplace: bool,
         exchange: bool,
+        whiteout: bool = False,
     ) -> None:
-        """Rename, in one transaction whatever it replaces."""
+        """Rename, in one transaction whatever it replaces or leaves."""
         self._require_writable()
         replaced = await self._journal.rename(
             old_parent,
@@ -183,6 +201,7 @@ class FileSystem:
             new_name,
             noreplace=noreplace,
             exchange=exchange,
+            whiteout=whiteout,
             now_ns=self._now_ns(),
         )
         if replaced is not None:
@@ -192,6 +211,7 @@ class FileSystem:
         folder = stat.S_ISDIR(attributes.mode)
         if attributes.nlink and not folder:
             return
+        self._remember(attributes)
         self._levels.note(attributes.ino, None)
         live = self._blocks.live.get(attributes.ino)
         if live is not None and live.handles:
@@ -199,17 +219,45 @@ class FileSystem:
         else:
             await self._purge(attributes)
 
+    def _remember(self, gone: Attributes) -> None:
+        """What has lost its last name may still be a program's working folder, or be held open.
+
+        The kernel alone knows: it asks for the attributes of what it has cached so long. Nothing
+        else of it can be reached, unless it is an open file, which the journal keeps.
+        """
+        self._ghosts[gone.ino] = gone._replace(nlink=0)
+        if len(self._ghosts) > _GHOSTS:
+            self._ghosts.popitem(last=False)
+
     async def _purge(self, found: Attributes) -> None:
+        only_here = self._blocks.only_here(found.ino)
+        local = await self._blocks.abandon(found)
         if self._is_long(found):
-            self._spawn(self._blocks.purge, found)  # in batches, off this request
+            self._spawn(self._forget, found, local, only_here)  # in batches, off this request
         else:
-            await self._blocks.purge(found)
+            await self._forget(found, local, only_here)
+
+    async def _forget(self, found: Attributes, local: bool, only_here: Sequence[int]) -> None:
+        await self._journal.purge(
+            found, local=local, only_here=only_here, block_bytes=self._blocks.block_bytes
+        )
 
     # ------------------------------------------------------------------ attributes
 
+    def is_written(self, ino: Ino) -> bool:
+        """Whether it is open for writing."""
+        live = self._blocks.live.get(ino)
+        return live is not None and live.writers > 0
+
     async def getattr(self, ino: Ino) -> Attributes:
         """Attributes as a program should see them: with writes that the journal will learn of."""
-        return await self._complete(await self._journal.getattr(ino))
+        try:
+            found = await self._journal.getattr(ino)
+        except FsError:
+            if ino in self._ghosts:
+                return self._ghosts[ino]
+            raise
+        return await self._complete(found)
 
     async def _complete(self, found: Attributes) -> Attributes:
         """Add what only the vfs knows: the size in memory, and the blocks in use."""
@@ -221,8 +269,7 @@ class FileSystem:
             return found if found.size == size else found._replace(size=size, blocks=0)
         if live is None:
             return found
-        fresh = sum(d.pages.bit_count() for d in live.dirty.values() if not d.base_valid)
-        return found._replace(size=size, blocks=found.blocks + fresh * (PAGE_BYTES // 512))
+        return found._replace(size=size, blocks=found.blocks + fresh_bytes(live) // 512)
 
     async def setattr(
         self,
@@ -240,7 +287,7 @@ class FileSystem:
         """Change what is given; times that are not given stay, but ctime follows any change."""
         self._require_writable()
         if size is not None:
-            await self._truncate(await self._enter(ino), size)
+            await self._truncate(await self._enter(ino), size, mtime_ns)
         live = self._blocks.live.get(ino)
         grown = live if live is not None and live.size_changed else None
         changed = await self._journal.set_attributes(
@@ -250,18 +297,28 @@ class FileSystem:
             gid=gid,
             size=None if grown is None else grown.size,
             synced=None if grown is None else grown.synced_size,
-            atime_ns=atime_ns,
-            mtime_ns=mtime_ns,
-            ctime_ns=self._now_ns() if ctime_ns is None else ctime_ns,
+            atime_ns=_storable(atime_ns),
+            mtime_ns=_storable(mtime_ns),
+            ctime_ns=self._now_ns() if ctime_ns is None else _storable(ctime_ns),
+            xattrs=None if mode is None else await self._xattrs.for_mode(ino, mode),
         )
         if grown is not None:  # one change less for the commit
             grown.size_changed = False
         return await self._complete(changed)
 
-    async def _truncate(self, live: Live, size: int) -> None:
+    async def _truncate(self, live: Live, size: int, mtime_ns: int | None) -> None:
+        """`mtime_ns`: None leaves it to whether the size changes, as truncate(2) has it."""
         if size > self._max_file_bytes:
             raise FsError(errno.EFBIG)
-        await self._blocks.truncate(live, size, self._now_ns())
+        if size == 0 and live.size and not live.nameless:
+            await self._journal.keep_version(
+                live.ino,
+                only_here=self._blocks.only_here(live.ino),
+                block_bytes=self._blocks.block_bytes,
+                now_ns=self._now_ns(),
+            )
+        if size != live.size or mtime_ns is not None:
+            await self._blocks.truncate(live, size, self._now_ns())
 
     async def _enter(self, ino: Ino) -> Live:
         live = await self._blocks.enter(ino)
@@ -275,22 +332,36 @@ class FileSystem:
     ) -> tuple[int, Attributes]:
         """Make a regular file and open it."""
         made = await self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, uid, gid)
-        live = Live(made.ino, 0, 0, bare=True)
+        live = Live(made.ino, 0, 0, bare=not self._xattrs.has_default(parent))
         self._blocks.live[made.ino] = live
         return self._new_handle(live, flags), made
 
-    async def open(self, ino: Ino, flags: int) -> int:
-        """Open a file. O_TRUNC is ours to do: the kernel passes it on (atomic_o_trunc)."""
+    async def open(self, ino: Ino, flags: int, *, privileged: bool = True) -> int:
+        """Open a file. O_TRUNC is ours to do: the kernel passes it on (atomic_o_trunc).
+
+        With it, for who is not `privileged`, setuid and setgid go: the kernel leaves them then.
+        """
         if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
             self._require_writable()
         live = await self._enter(ino)
         if flags & os.O_TRUNC:
             live.handles += 1  # keeps it live over the truncation
             try:
-                await self._truncate(live, 0)
+                if not privileged:
+                    await self._drop_privileges(ino)
+                await self._truncate(live, 0, self._now_ns())
             finally:
                 live.handles -= 1
         return self._new_handle(live, flags)
+
+    async def _drop_privileges(self, ino: Ino) -> None:
+        """As a write by somebody else does: setgid counts where the group may execute."""
+        mode = (await self._journal.getattr(ino)).mode
+        kept = mode & ~stat.S_ISUID
+        if mode & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            await self._journal.set_attributes(ino, mode=kept)
 
     def _new_handle(self, live: Live, flags: int) -> int:
         fh = self._next_fh
@@ -305,17 +376,19 @@ class FileSystem:
         """Bytes at `offset`; fewer than asked only at the end of the file."""
         handle = self._handles[fh]
         data = await self._reader.read(handle, offset, size)
-        if not self._noatime and not handle.atime_done:
-            handle.atime_done = True
+        if self._atime != "noatime":
             await self._touch(handle.live.ino)
         return data
 
     async def _touch(self, ino: Ino) -> None:
-        """The access time by the rule of `relatime`: when it is older than a change, or a day."""
+        """The access time by the rule of `relatime`: when it is older than a change, or a day.
+
+        A time that was set to the future counts for nothing: every read would be a write.
+        """
         now = self._now_ns()
         found = await self._journal.getattr(ino)
-        newest = max(found.mtime_ns, found.ctime_ns, now - _DAY_NS)
-        if found.atime_ns <= newest:
+        changes = (at for at in (found.mtime_ns, found.ctime_ns, now - _DAY_NS) if at <= now)
+        if found.atime_ns <= max(changes):
             await self._journal.set_attributes(ino, atime_ns=now)
 
     def limit_reads(self, deadline_s: float) -> None:
@@ -332,6 +405,7 @@ class FileSystem:
         if offset + len(data) > self._max_file_bytes:
             raise FsError(errno.EFBIG)
         live = self._handles[fh].live
+        await self.usage.require(live, offset, len(data))
         await self._blocks.write(live, offset, data)
         if live.size_changed:
             self._durability.resized(live)
@@ -376,6 +450,8 @@ class FileSystem:
     ) -> list[tuple[int, bytes, Attributes]]:
         """Entries after a cookie: it stays good while the folder changes."""
         ino = self._folders[fh]
+        if after_id < 1 and self._atime == "relatime":
+            await self._touch(ino)
         page: list[tuple[int, bytes, Attributes]] = []
         if after_id < 1:
             page.append((1, b".", await self._journal.getattr(ino)))
@@ -409,41 +485,32 @@ class FileSystem:
 
     async def getxattr(self, ino: Ino, name: bytes) -> bytes:
         """An extended attribute's value; ENODATA if there is none."""
-        live = self._blocks.live.get(ino)
-        if live is not None and live.bare:
-            raise FsError(errno.ENODATA)
-        return await self._journal.get_xattr(ino, name)
+        return await self._xattrs.get(ino, name)
 
-    async def setxattr(self, ino: Ino, name: bytes, value: bytes) -> None:
-        """Set an extended attribute. The one of durability is checked, and holds at once."""
+    async def setxattr(
+        self,
+        ino: Ino,
+        name: bytes,
+        value: bytes,
+        *,
+        in_group: Callable[[int], bool] = lambda _: True,
+    ) -> None:
+        """Set an extended attribute. `in_group`: whether the caller may act for a group."""
         self._require_writable()
-        if name == LEVEL_XATTR:
-            await self._levels.check(ino, value)
-        live = self._blocks.live.get(ino)
-        if live is not None:
-            live.bare = False
-        await self._journal.set_xattr(ino, name, value, now_ns=self._now_ns())
-        if name == LEVEL_XATTR:
-            self._levels.note(ino, value)
+        await self._xattrs.set(ino, name, value, in_group=in_group)
 
-    async def listxattr(self, ino: Ino) -> Sequence[bytes]:
-        """Names of the extended attributes."""
-        return await self._journal.list_xattrs(ino)
+    async def listxattr(self, ino: Ino, *, trusted: bool = True) -> Sequence[bytes]:
+        """Names of the extended attributes, those of `trusted.` only where they may be seen."""
+        return await self._xattrs.list(ino, trusted=trusted)
 
     async def removexattr(self, ino: Ino, name: bytes) -> None:
         """Remove an extended attribute; ENODATA if there is none."""
         self._require_writable()
-        await self._journal.remove_xattr(ino, name, now_ns=self._now_ns())
-        if name == LEVEL_XATTR:
-            self._levels.note(ino, None)
+        await self._xattrs.remove(ino, name)
 
     async def statfs(self) -> StatFs:
-        """Used is what files hold. Free has no bound of ours: Discord names none."""
-        inodes, used = await self._journal.usage()
-        size = PAGE_BYTES
-        blocks = -(-used // size)
-        free = _UNLIMITED_BYTES // size
-        return StatFs(size, blocks + free, free, free, inodes + (1 << 32), 1 << 32, 255)
+        """What is used and what is free."""
+        return await self.usage.statfs()
 
     async def access(self, ino: Ino, mode: int, uid: int, gid: int, groups: Sequence[int]) -> bool:
         """Not asked while the kernel checks permissions; the file must exist."""
@@ -482,14 +549,21 @@ class FileSystem:
     async def sync_remote(self, below: Ino = ROOT_INO) -> None:
         """Return when everything below is on Discord as it is now, or newer, and named there.
 
-        EROFS when another writer has the volume: it will not get there.
+        EROFS when another writer has the volume: it will not get there. ContentLost when all is
+        there but what cannot be sent.
         """
         self._require_writable()
         lives = await self._dirty_below(below)
-        await self._uploader.flush(lambda live: live in lives)
+        lost = None
+        try:
+            await self._uploader.flush(lambda live: live in lives)
+        except ContentLost as error:
+            lost = error
         await self._durability.sync()
         if self._published is not None:
             await self._published()
+        if lost is not None:
+            raise lost
 
     async def _dirty_below(self, folder: Ino) -> set[Live]:
         return {

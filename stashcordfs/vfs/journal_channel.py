@@ -70,6 +70,11 @@ class JournalChannel:
         limits = self._store.limits
         return min(limits.max_attachment_bytes, limits.max_request_bytes - 4096, 48 << 20)
 
+    @property
+    def unseen_s(self) -> float:
+        """Seconds since it was looked at."""
+        return self._clock() - self.looked_s
+
     async def look(self) -> list[Foreign]:
         """List what is new. Own objects whose outcome was unknown are confirmed; others returned.
 

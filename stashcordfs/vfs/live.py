@@ -22,14 +22,19 @@ if TYPE_CHECKING:
         def __call__(self, task: Callable[..., Awaitable[None]], *args: object) -> None: ...
 
 
+_LONGEST_REST_S = 300.0
+
+
 @dataclass(slots=True, eq=False)
 class Dirty:
     """A block with bytes that its chunk does not have. Identity counts: a truncation replaces it.
 
     `pages` is a bitmap of what was written; `whole` says that every byte of the block is in the
     local file, else the rest comes from the base chunk, of which `base_valid` bytes count.
-    `synced` is the version that the journal's dirty row has, `uploaded` the one on
-    Discord, `asked` the one that somebody waits for. Times are the injected clock's.
+    `synced` is the version that the journal's dirty row has, 0 without a row; `uploaded` the one on
+    Discord, `asked` the one that somebody waits for. `heir` is what a truncation inside the block
+    has put in its place: fewer of the same bytes. `stuck` says why it cannot be sent, for now as
+    it seems; it rests until `rests_to_s`, unless asked for. Times are the injected clock's.
     """
 
     slot: int
@@ -44,11 +49,29 @@ class Dirty:
     uploaded: int = 0
     asked: int = 0
     sealing: bool = False
+    heir: Dirty | None = None
+    stuck: str = ""
+    failures: int = 0
+    rests_to_s: float = 0.0
 
     @property
     def is_asked(self) -> bool:
         """Whether somebody waits until Discord has it."""
         return self.uploaded < self.asked
+
+    def ask(self) -> int:
+        """Somebody waits: it is tried at once, whatever came before. Returns the version."""
+        self.stuck = ""
+        self.rests_to_s = 0.0
+        self.asked = self.version
+        return self.version
+
+    def failed(self, now_s: float, *, first_s: float, why: str) -> None:
+        """It could not be sent: the next try comes ever later. `why`: no try is likely to help."""
+        self.rests_to_s = now_s + min(first_s * 2**self.failures, _LONGEST_REST_S)
+        self.failures = min(self.failures + 1, 30)
+        self.stuck = why
+        self.asked = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +82,7 @@ class Live:
     size: int
     generation: int
     synced_size: int = 0  # how far its bytes are durable, where the journal's size is ahead
+    lowest_size: int = 0  # since the sync under way began, which does not cover what is beyond
     handles: int = 0
     writers: int = 0
     nameless: bool = False
@@ -73,6 +97,11 @@ class Live:
         """The local file's key."""
         return (self.ino, self.generation)
 
+    def has_page(self, page: int, pages_a_block: int) -> bool:
+        """Whether a page of the file was written and is not on Discord."""
+        index, bit = divmod(page, pages_a_block)
+        return index in self.dirty and bool(self.dirty[index].pages >> bit & 1)
+
 
 @dataclass(slots=True, eq=False)
 class Handle:
@@ -84,7 +113,6 @@ class Handle:
     next_offset: int = 0
     window_bytes: int = 0
     ahead_to: int = 0
-    atime_done: bool = False
 
     @property
     def writable(self) -> bool:

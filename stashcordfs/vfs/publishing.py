@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.journal import Journal
     from stashcordfs.journal.sqlite.database import Recorded
-    from stashcordfs.types import Ino
+    from stashcordfs.types import Attributes, Ino
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.checkpointing import Checkpointer
     from stashcordfs.vfs.durability import Durability
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _REQUESTS = 2  # of a segment: the look and the post
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 300.0
+_CLOCKS_S = 2.0  # by how much an inode's time may be before that of its change
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,15 @@ class Publisher:
         self._busy = busy
         self._wake = trio.Event()
         self._changed = trio.Event()
+        self._noted = trio.Event()
         self._due_s = math.inf
         self._oldest_s = math.inf  # of what is in no segment yet
         self._written_s = math.inf  # of content whose change is in the open group
         self._cut_oldest_s = math.inf  # of what is in a segment that Discord does not have
         self._touched: set[tuple[int, int]] = set()
+        self._changed_inos: set[int] = set()  # by what is in no segment yet
+        self._cut_inos: set[int] = set()  # by what is in segments that Discord does not have
+        self._left = -1  # the last change that an earlier run has left to tell
         self._told_s: dict[tuple[int, int], float] = {}
         self._spent = 0  # requests made when the last segment was posted
         self._paused_until_s = 0.0
@@ -111,6 +116,8 @@ class Publisher:
         self._wanted = 0
         checkpointer.cover = self._cover
         self._closing: trio.Event | None = None
+        self._renewing: trio.Event | None = None
+        self._renewed = 0
         self._posted = 0
         self.segment = 0
 
@@ -123,6 +130,7 @@ class Publisher:
             age_s = max(0.0, (self._now_ns() - oldest_ns) / 1e9)
             self._oldest_s = now - age_s
             self._due_s = now + max(0.0, self.settings.bound_s - age_s)
+            self._left = self._journal.last_change
         self._journal.on_recorded(self._note)
 
     async def _read_posted(self) -> None:
@@ -140,6 +148,19 @@ class Publisher:
         oldest = min(self._oldest_s, self._cut_oldest_s)
         return max(0.0, self._clock() - oldest) if oldest < math.inf else 0.0
 
+    def has_told(self, found: Attributes) -> bool:
+        """Whether Discord knows an inode, its names and its chunk list as they are.
+
+        Names show in its ctime. Of what an earlier run has left nobody remembers whose it is.
+        """
+        behind_s = self.behind_s
+        if not behind_s:
+            return True
+        since_ns = self._now_ns() - int((behind_s + _CLOCKS_S) * 1e9)
+        if found.ctime_ns >= since_ns or self._posted < self._left:
+            return False
+        return found.ino not in self._changed_inos and found.ino not in self._cut_inos
+
     @property
     def posted_change(self) -> int:
         """The newest change that is in a segment on Discord, with all before it."""
@@ -149,6 +170,15 @@ class Publisher:
         """The newest segment that was cut; None before the first."""
         number, digest = await self._fence.head()
         return Head(number, digest) if number else None
+
+    async def due(self) -> None:
+        """Return when there is something to tell: what is changed now goes along with it."""
+        while self._due_s == math.inf and self._wanted <= self._posted:
+            await self._noted.wait()
+
+    async def told(self) -> None:
+        """Return after the next round: a segment was posted, or the channel was looked at."""
+        await self._changed.wait()
 
     def retry_now(self) -> None:
         """Forget the delay after failures: the network may be back."""
@@ -191,6 +221,20 @@ class Publisher:
         self._wake.set()
         await self._closing.wait()
 
+    async def renew(self) -> int:
+        """Begin history anew, for a purge: a checkpoint and segments that tell nothing of before.
+
+        Returns the number of a segment. With the newest checkpoint, those after it are all that
+        somebody needs; neither they nor the copies in their messages tell what was deleted before
+        this call. EROFS when another writer has the volume.
+        """
+        self._fence.require_writable()
+        self._renewing = done = self._renewing or trio.Event()
+        self._wake.set()
+        await done.wait()
+        self._fence.require_writable()
+        return self._renewed
+
     # ------------------------------------------------------------------ when
 
     def uploaded(self, since_s: float) -> None:
@@ -208,17 +252,21 @@ class Publisher:
             told = [self._told_s.get(what, -math.inf) for what in recorded.touched]
             due_s = max(due_s, min(told, default=now) + settings.slow_bound_s)
         self._touched |= recorded.touched
+        self._changed_inos.update(ino for ino, _ in recorded.touched)
         self._oldest_s = min(self._oldest_s, begun_s)
         if due_s < self._due_s:
             self._due_s = due_s
             self._wake.set()
+            self._noted.set()
+            self._noted = trio.Event()
 
     def _due_in(self) -> float:
         now = self._clock()
         if self._paused_until_s > now:
             return self._paused_until_s - now
         unsent = self._wanted > self._posted or self._cut_oldest_s < math.inf
-        if self._again or unsent or self._closing is not None or not self._fence.claimed:
+        asked = self._closing is not None or self._renewing is not None
+        if self._again or unsent or asked or not self._fence.claimed:
             return 0.0
         look_s = self._channel.looked_s + self.settings.look_every_s
         wait_s = min(self._due_s, look_s) - now
@@ -257,6 +305,8 @@ class Publisher:
         await trio.sleep_forever()
 
     def _end_closing(self) -> None:
+        if self._fence.reason and self._renewing is not None:
+            self._renewing.set()
         if self._closing is not None:
             self._closing.set()
             self._closing = None
@@ -271,9 +321,23 @@ class Publisher:
             await self._cut()
             await self._post()
             self._tell()
+        if self._renewing is not None:
+            await self._renew(self._renewing)
         if await self._checkpointer.is_due(closing=self._closing is not None):
             await self._checkpointer.take()
         self._end_closing()
+
+    async def _renew(self, asked: trio.Event) -> None:
+        # The first tells what was deleted, by name; the second carries a copy of the first.
+        for _ in range(2):
+            await self._cut(even_empty=True)
+            await self._post()
+        self._renewed = self.segment
+        await self._checkpointer.take()
+        await self._cut(even_empty=True)  # its message carries a copy of the second
+        await self._post()
+        self._renewing = None
+        asked.set()
 
     async def _cover(self, change: int) -> None:
         """A segment on Discord holds this change, and tells which blocks are only here."""
@@ -302,6 +366,8 @@ class Publisher:
         last = self._journal.last_change
         dirty = self._only_here()
         told, self._touched = self._touched, set()
+        self._cut_inos |= self._changed_inos
+        self._changed_inos.clear()
         self._cut_oldest_s = min(self._cut_oldest_s, self._oldest_s)
         self._oldest_s = self._due_s = math.inf
         rows = await self._journal.changes_until(last, self.settings.segment_bytes)
@@ -364,6 +430,7 @@ class Publisher:
             before = made
         await self._read_posted()
         self._cut_oldest_s = math.inf
+        self._cut_inos.clear()
 
     async def _post_one(self, made: SealedObject, before: SealedObject | None) -> None:
         if before is not None:

@@ -18,6 +18,7 @@ from cachetools import LRUCache
 
 from stashcordfs.cache import sums_of
 from stashcordfs.errors import (
+    ContentLost,
     CryptoError,
     DiscordError,
     FsError,
@@ -180,8 +181,11 @@ class Reader:
             raise _GaveUp(errno.EIO, "deadline passed") from None
         except (StoreError, DiscordError, CryptoError) as error:
             self._report(f"read: inode {live.ino}, blocks {list(missing)[:4]}: {error}")
-            wanting = isinstance(error, DiscordError) and error.temporary
-            raise (_GaveUp if wanting else FsError)(errno.EIO, str(error)) from error
+            if isinstance(error, DiscordError):
+                kind = _GaveUp if error.temporary else FsError
+            else:
+                kind = ContentLost
+            raise kind(errno.EIO, str(error)) from error
         finally:
             self._waiting -= 1
 

@@ -101,6 +101,7 @@ class Settler:
         self._report = report
         self._listing_s = listing_s
         self._unsettled: list[_Unsettled] = []
+        self._complained: type[DiscordError] | None = None  # since the last listing answered
         self._asked = trio.Event()
         self._watch_added = trio.Event()
         self._looks: deque[tuple[float, int]] = deque()  # when, and the newest id known then
@@ -264,10 +265,14 @@ class Settler:
         names = {name for upload in uploads for name, _ in upload.wanted.values()}
         try:
             with self._network.noticing():
-                return await self._store.find(min(upload.after for upload in uploads), names)
+                found = await self._store.find(min(upload.after for upload in uploads), names)
         except DiscordError as error:
-            self._report(f"looking for what may have arrived: {error}")
+            if type(error) is not self._complained:  # once, not at every look
+                self._complained = type(error)
+                self._report(f"looking for what may have arrived: {error}")
             return None
+        self._complained = None
+        return found
 
     # ------------------------------------------------------------------ the watch list
 
@@ -314,7 +319,8 @@ class Settler:
     async def _late(self, found: Sequence[Location]) -> set[tuple[int, int]]:
         """Messages that nothing refers to, and nothing will: none of their packs stands there.
 
-        A pack of message 0 is still being settled: its message may be the one to keep.
+        A pack of message 0 is still being settled: its message may be the one to keep. What is
+        condemned is the collector's to delete, in its time.
         """
         kept = await self._journal.messages_of({at.filename for at in found})
         stands = {
@@ -322,6 +328,7 @@ class Settler:
             for at in found
             if at.filename in kept and kept[at.filename] in ((0, 0), (at.channel, at.message))
         }
+        stands |= {(each.channel, each.message) for each in await self._journal.condemned()}
         return {(at.channel, at.message) for at in found} - stands
 
     def _looked_through(self, begun_s: float, newest: int) -> None:

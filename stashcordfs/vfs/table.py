@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import FsError
@@ -122,9 +123,13 @@ class BlockTable:
 
     async def _load_marked(self, on_disk: dict[tuple[Ino, int], int]) -> None:
         cached = {key for key, _ in await self.journal.cached_all()}
+        nameless = []
+        rows = {(ino, index): version for ino, index, version, _ in await self.journal.all_dirty()}
         for mark in sorted(self._marks, key=lambda mark: mark.version, reverse=True):
             key = (mark.ino, mark.generation)
             live = await self.enter(mark.ino, required=False)
+            if live is None:
+                nameless.append((mark.ino, mark.index))
             if (
                 live is None
                 or mark.index in live.dirty  # a newer mark of the same block
@@ -137,22 +142,30 @@ class BlockTable:
             await self._adopt(
                 live, mark.index, mark.slot, mark.pages,
                 whole=clean_key(mark.ino, mark.index) in cached,
+                synced=rows.get((mark.ino, mark.index), 0),
             )  # fmt: skip
+        await self.journal.lose_trashed(nameless, self.block_bytes)
         self._forget_idle()
 
     async def _load_synced(self, on_disk: dict[tuple[Ino, int], int]) -> None:
         for mark in list(self._marks):
             self._marks.release(mark.slot)
         await self._fall_back()
+        nameless = []
         for ino, index, version, pages in await self.journal.all_dirty():
             live = await self.enter(ino, required=False)
+            if live is None:
+                nameless.append((ino, index))
             if live is None or live.key not in on_disk or index * self.block_bytes >= live.size:
                 await self.journal.drop_dirty(ino, [(index, version)])
                 continue
             slot = self._marks.claim(
                 ino, live.generation, index, await self._next_version(), pages=pages
             )
-            await self._adopt(live, index, slot, pages, whole=False)
+            await self._adopt(live, index, slot, pages, whole=False, synced=version)
+        for live in [live for live in self.live.values() if live.dirty]:
+            self._clear_unsynced(live)
+        await self.journal.lose_trashed(nameless, self.block_bytes)
         self._forget_idle()
 
     async def _fall_back(self) -> None:
@@ -164,7 +177,9 @@ class BlockTable:
             await self.journal.size_synced(ino, size, whole=True)
         self._synced_sizes = {}
 
-    async def _adopt(self, live: Live, index: int, slot: int, pages: int, *, whole: bool) -> None:
+    async def _adopt(
+        self, live: Live, index: int, slot: int, pages: int, *, whole: bool, synced: int
+    ) -> None:
         entry = await self.journal.chunk_at(live.ino, index)
         valid = entry.valid_length if entry else 0
         now = self._clock()
@@ -172,6 +187,7 @@ class BlockTable:
         if valid and not whole:
             pages &= self._written(live, index)
         dirty = Dirty(slot, version, pages, whole or covers(pages, valid), valid, now, now)
+        dirty.synced = synced  # a row stands for these bytes: they must not go before it
         self._marks.update(slot, version, pages)
         # The size may be behind the last write by one group commit: what lies beyond it goes,
         # and what is missing up to it reads as zeros.
@@ -180,6 +196,17 @@ class BlockTable:
         self.queue[clean_key(live.ino, index)] = (live, index)
         self.unsynced.add(live)
         self._charge(dirty)
+
+    def _clear_unsynced(self, live: Live) -> None:
+        """What no row names was not synced, or cut away: it must not show where zeros belong."""
+        step = self.block_bytes // PAGE_BYTES
+        for start, stop in self.files.data_ranges(live.key, 0, live.size):
+            pages = range(start // PAGE_BYTES, -(-stop // PAGE_BYTES))
+            for known, run in groupby(pages, lambda page: live.has_page(page, step)):
+                if not known:
+                    unknown = list(run)
+                    at, length = unknown[0] * PAGE_BYTES, len(unknown) * PAGE_BYTES
+                    self.files.punch(live.key, at, length)
 
     def _written(self, live: Live, index: int) -> int:
         """Pages of a block that the local file has bytes for: a marked hole was never written."""
@@ -190,10 +217,11 @@ class BlockTable:
         return pages
 
     async def _load_clean(self, on_disk: dict[tuple[Ino, int], int], *, trust: bool) -> None:
+        ends: dict[Ino, int] = {}
         for key, length in await self.journal.cached_all():
             ino, index = Ino(key >> 32), key & 0xFFFFFFFF
-            if self._is_dirty(ino, index):
-                continue
+            if trust and self._is_dirty(ino, index):
+                continue  # its row says that every byte is here, which marks cannot
             entry = await self.journal.chunk_at(ino, index) if trust and length else None
             there = on_disk.get(self._file_of(ino), 0)
             if (
@@ -204,6 +232,16 @@ class BlockTable:
                 await self.journal.cached_remove([key])
             else:
                 self._add_clean(key, length)
+                ends[ino] = max(ends.get(ino, 0), index * self.block_bytes + length)
+        for ino, end in ends.items():
+            if ino not in self.live and on_disk[self._file_of(ino)] > end:
+                await self._cut_local(ino, on_disk[self._file_of(ino)])
+
+    async def _cut_local(self, ino: Ino, there: int) -> None:
+        """A local file ends no later than its inode: a killed process may have left it longer."""
+        size = (await self.journal.getattr(ino)).size
+        if size < there:
+            self.files.resize(self._file_of(ino), size)
 
     def _add_clean(self, key: int, length: int) -> None:
         charge = rounded(length)
@@ -217,7 +255,10 @@ class BlockTable:
     # ------------------------------------------------------------------ live inodes
 
     async def enter(self, ino: Ino, *, required: bool = True) -> Live | None:
-        """The live inode, made from the journal when it is not in memory. ENOENT if required."""
+        """The live inode, made from the journal when it is not in memory.
+
+        Without one, or without a name: ENOENT if it is required, else None.
+        """
         live = self.live.get(ino)
         if live is None:
             try:
@@ -226,6 +267,8 @@ class BlockTable:
                 if required:
                     raise
                 return None
+            if not attributes.nlink and not required:
+                return None  # in the trash: nothing of it is kept here
             synced = self._synced_sizes.pop(ino, attributes.size)
             live = Live(ino, attributes.size, self._generations.get(ino, 0), synced)
             self.live[ino] = live

@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import logging
 import math
-import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,16 +26,17 @@ import trio
 
 from stashcordfs.cache import sums_of
 from stashcordfs.errors import (
+    ContentLost,
     DiscordUnavailable,
     FsError,
     LocalDiskError,
     StashcordError,
     TooLarge,
 )
-from stashcordfs.store.pack import FileNote, Reference
+from stashcordfs.store.pack import Reference
 from stashcordfs.store.packer import RequestBuilder
-from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.blocks import Uploaded
+from stashcordfs.vfs.posting import file_notes, post_packs
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from stashcordfs.journal import Journal
     from stashcordfs.journal.engine import Intent
     from stashcordfs.store.api import ObjectStore
-    from stashcordfs.store.pack import FinishedPack, Head
+    from stashcordfs.store.pack import FileNote, FinishedPack, Head
     from stashcordfs.types import ChunkId, Ino, Location, ObjectId
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.live import Dirty, Live
@@ -82,6 +82,13 @@ class UploadState:
     failures: int = 0
     last_error: str = ""
     paused_until_s: float = 0.0
+
+
+def _is_lasting(error: FsError | LocalDiskError) -> bool:
+    """Whether another try is not likely to go better: not for want of a network, or of room."""
+    if isinstance(error, LocalDiskError):
+        return error.errno != errno.ENOSPC
+    return isinstance(error, ContentLost)
 
 
 async def _no_head() -> None:
@@ -136,9 +143,11 @@ class Uploader:
         self._backoff_s = 0.0
         self._paused_offline = False
         self._in_flight: dict[ChunkId, list[Dirty]] = {}
+        self._parcels: set[_Parcel] = set()  # being filled, or on their way
         self.halted: Callable[[], bool] = lambda: False  # another writer has the volume
         self.committed: Callable[[float], None] = lambda _: None  # since when the blocks waited
         self.head: Callable[[], Awaitable[Head | None]] = _no_head  # the newest segment
+        self.freed: Callable[[], None] = lambda: None  # a message's memory was given back
         self._doubted = 0  # messages of this run whose outcome is being settled
         self._adopted: set[ChunkId] = set()
         blocks.on_dirty = self._became_dirty
@@ -156,7 +165,8 @@ class Uploader:
     ) -> None:
         """Return when every block that is dirty now is on Discord, in this version or a newer one.
 
-        EROFS when another writer has the volume.
+        EROFS when another writer has the volume; ContentLost when only blocks are left that cannot
+        be sent: they stay here, and are tried again now and then.
 
         With `only`, the blocks of matching inodes are waited for, and sent first. `patience_s`:
         how long to wait without anything being acknowledged, then DiscordUnavailable. Who has a
@@ -166,8 +176,7 @@ class Uploader:
         waiting = {}
         for live, index in self._blocks.queue.values():
             if only is None or only(live):
-                dirty = live.dirty[index]
-                waiting[live.ino, index] = dirty.asked = dirty.version
+                waiting[live.ino, index] = live.dirty[index].ask()
         if patience_s == math.inf:
             self.wake()
         else:
@@ -179,6 +188,8 @@ class Uploader:
         while waiting := {k: v for k, v in waiting.items() if self._still_waits(k, v)}:
             if self.halted():
                 raise FsError(errno.EROFS)
+            if all(self._blocks.live[ino].dirty[index].stuck for ino, index in waiting):
+                raise await self._cannot_be_sent(waiting)
             with trio.move_on_after(max(0.0, moved_s + patience_s - self._clock())) as scope:
                 await self._changed.wait()
             if sent_bytes != self.state.uploaded_bytes:
@@ -196,10 +207,39 @@ class Uploader:
         dirty = live.dirty.get(key[1]) if live else None
         return dirty is not None and dirty.uploaded < version
 
+    async def _cannot_be_sent(self, waiting: Iterable[tuple[Ino, int]]) -> ContentLost:
+        (ino, index), *others = waiting
+        paths = await self._journal.paths_of(ino)
+        path = f"/{paths[0].decode(errors='backslashreplace')}" if paths else f"inode {ino}"
+        more = f" and {len(others)} more" if others else ""
+        why = self._blocks.live[ino].dirty[index].stuck
+        text = f"not on Discord, but kept here: block {index} of {path}{more}: {why}"
+        return ContentLost(errno.EIO, text)
+
+    def chosen_chunks(self) -> set[ChunkId]:
+        """Chunks that blocks on their way are about to refer to, known ones among them."""
+        return {chunk_id for parcel in self._parcels for _, chunk_id in parcel.items}
+
     @property
     def crowded(self) -> bool:
         """Whether more waits than a message holds."""
         return self._blocks.room.dirty_bytes >= self._store.limits.max_request_bytes
+
+    @property
+    def sending(self) -> bool:
+        """Whether packs are on their way: what they bring will have to be told, too."""
+        return self.state.pending_packs > 0
+
+    async def landed(self) -> None:
+        """Return when every message that is made or on its way now has ended, however."""
+        under_way = set(self._parcels)
+        while under_way & self._parcels:
+            await self._changed.wait()
+
+    async def calm(self) -> None:
+        """Return when no more than a message of data waits."""
+        while self.crowded:
+            await self._changed.wait()
 
     def oldest_dirty_s(self) -> float:
         """Age in seconds of the oldest byte that is not on Discord; 0 when there is none."""
@@ -292,6 +332,9 @@ class Uploader:
             dirty = live.dirty[index]
             if dirty.sealing:
                 continue
+            if dirty.rests_to_s > now:
+                soonest = min(soonest, dirty.rests_to_s - now)
+                continue
             waiting += dirty.charge
             if self._forced or waiting >= self._store.limits.max_request_bytes:
                 return 0.0
@@ -317,7 +360,7 @@ class Uploader:
         idle = [
             (live, index)
             for live, index in self._blocks.queue.values()
-            if not live.dirty[index].sealing
+            if not live.dirty[index].sealing and live.dirty[index].rests_to_s <= now
         ]
         idle.sort(key=lambda item: not item[0].dirty[item[1]].is_asked)  # somebody waits for it
         want = self._store.limits.max_request_bytes * 5 // 4
@@ -338,6 +381,7 @@ class Uploader:
     async def _build(self) -> _Parcel:
         """Fill one message. On any failure every block taken may be picked again."""
         parcel = _Parcel()
+        self._parcels.add(parcel)
         builder = RequestBuilder(self._keys, self._store.limits, compress=self.settings.compress)
         seen: set[ChunkId] = set()
         try:
@@ -346,8 +390,11 @@ class Uploader:
                 told = await self._table(parcel)
                 parcel.packs = await builder.finish(*told, head=await self.head())
         except BaseException:
+            self._parcels.discard(parcel)
             parcel.release()
             raise
+        if not parcel.items:
+            self._parcels.discard(parcel)
         self.state.pending_packs += len(parcel.packs)
         self._in_flight |= {chunk_id: [] for chunk_id in seen}
         return parcel
@@ -388,8 +435,9 @@ class Uploader:
             chunk_id, sums = await self._name(data)
         except (FsError, LocalDiskError) as error:
             self._failed(f"inode {live.ino} block {index} cannot be sent: {error}", pause=False)
-            dirty.since_s = dirty.changed_s = self._clock()  # not now; the others go on
-            dirty.asked = 0
+            why = str(error) if _is_lasting(error) else ""
+            dirty.failed(self._clock(), first_s=max(1.0, self.settings.delay_s), why=why)
+            self._notify()
             return None
         return Uploaded(live, index, dirty, version, len(data), sums), chunk_id, data
 
@@ -413,19 +461,8 @@ class Uploader:
             Reference(u.live.ino, u.index, u.version, chunk_id, u.valid)
             for u, chunk_id in parcel.items
         ]
-        files = []
         sizes = {u.live.ino: u.live.size for u, _ in parcel.items}  # the journal's may be behind
-        wanted = sorted(sizes)
-        told = {ROOT_INO, *wanted}
-        for ino in wanted:  # grows by the folders above
-            for parent, name in await self._journal.names_of(ino):
-                attributes = await self._journal.getattr(ino)
-                size = sizes.get(ino, attributes.size)
-                files.append(FileNote(ino, parent, name, size, attributes.mode))
-                if parent not in told:
-                    told.add(parent)
-                    wanted.append(parent)
-        return refs, files
+        return refs, await file_notes(self._journal, sizes)
 
     # ------------------------------------------------------------------ delivering
 
@@ -444,9 +481,12 @@ class Uploader:
             self._failed(str(error), pause=True)
             self._paused_offline = isinstance(error, DiscordUnavailable) and error.offline
         finally:
+            self._parcels.discard(parcel)
             parcel.release()
             self._land(chunk_id for _, chunk_id in parcel.items)
             self.state.pending_packs -= len(parcel.packs)
+            parcel.packs = []
+            self.freed()
             if parcel.sending:
                 self._sending.release()
             else:
@@ -461,26 +501,13 @@ class Uploader:
         self._sending.release()
 
     async def _post(self, parcel: _Parcel) -> tuple[int, Mapping[ObjectId, Location]]:
-        nonce = secrets.token_hex(12)
-        after = await self._store.newest_id()
-        intent = await self._journal.add_intent(
-            nonce=nonce,
-            channel=0,
-            after_message=after,
-            packs=[
-                (p.object_id, p.epoch, p.size, p.filename, list(p.chunks)) for p in parcel.packs
-            ],
+        return await post_packs(
+            parcel.packs,
+            journal=self._journal,
+            store=self._store,
+            settler=self._settler,
+            unclear=lambda: self._doubt(parcel),
         )
-        await self._journal.wal_sync()  # durable before a byte leaves
-        try:
-            return intent, await self._settler.deliver(
-                parcel.packs, nonce=nonce, after=after, unclear=lambda: self._doubt(parcel)
-            )
-        except StashcordError:
-            # It is not there, or watched for. A post that is cancelled in its middle may have
-            # happened: its intent stays open, and the next start looks for it.
-            await self._journal.abandon_intent(intent)
-            raise
 
     async def _commit(
         self,
@@ -496,6 +523,8 @@ class Uploader:
                 for u, c in items[at : at + _CHUNKS_A_TRANSACTION]
                 if not u.live.gone and u.live.dirty.get(u.index) is u.dirty
             ]
+            for u, _ in part:  # no chunk may be longer than its file
+                await self._blocks.carry_size(u.live)
             await self._journal.commit_chunks([(u.live.ino, u.index, c, u.valid) for u, c in part])
             if part:
                 self.committed(min(u.dirty.since_s for u, _ in part))

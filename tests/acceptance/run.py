@@ -412,7 +412,7 @@ def main() -> int:
         place = Path(name) / "local"
         place.mkdir()
         with DemoVolume.running(
-            Path(name) / "volume", settings={"metrics_port": str(port)}
+            Path(name) / "volume", settings={"metrics_port": str(port)}, strong_keys=True
         ) as volume:
             run = Run(volume, folder=place, scale=options.scale, port=port)
             run.all()

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from stashcordfs.journal import Journal
-from stashcordfs.types import ROOT_INO
+from stashcordfs.types import ROOT_INO, ChunkId, ChunkRef, Location, ObjectId
 
 FILES, RUNS = 20_000, 4
 
@@ -46,6 +46,21 @@ class Run:
     def grows(self, n: int) -> None:
         ask(self.journal.set_attributes(self.made[n], size=4096, synced=4096))
 
+    def uploads(self, n: int) -> None:
+        """A block refers to its new chunk; as an upload does it, 128 in a transaction."""
+        if n % 128:
+            return
+        files = self.made[n : n + 128]
+        names = [ChunkId(b"%032d" % ino) for ino in files]
+        pack = ObjectId(b"%016d" % n)
+        refs = [ChunkRef(name, pack, 0, at, 24, 4112, 4096, 0) for at, name in enumerate(names)]
+        packs = [(pack, 0, 1 << 20, "pack", refs)]
+        intent = ask(self.journal.add_intent(nonce="", channel=0, after_message=0, packs=packs))
+        ask(self.journal.confirm_intent_packs(intent, {pack: Location(1, n + 1, 1, "pack", 1)}))
+        items = [(ino, 0, name, 4096) for ino, name in zip(files, names, strict=True)]
+        ask(self.journal.commit_chunks(items))
+        ask(self.journal.close_intent(intent))
+
     def access_times(self, n: int) -> None:
         ask(self.journal.set_attributes(self.made[n], atime_ns=n + 2))
 
@@ -58,7 +73,7 @@ class Run:
         self.journal.commit()
 
     def measure(self) -> dict[str, float]:
-        steps = [self.creates, self.grows, self.access_times, self.unlinks]
+        steps = [self.creates, self.grows, self.uploads, self.access_times, self.unlinks]
         found = {}
         for step in [*steps, self.creates_each_committed]:
             count = FILES if step in steps else FILES // 10

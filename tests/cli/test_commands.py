@@ -366,9 +366,9 @@ def test_a_busy_mount_says_by_whom(place, mounted, tmp_path, monkeypatch) -> Non
     (proc / "9/comm").write_text("prog\n")
     (proc / "self").mkdir()
     (proc / "self/mountinfo").write_text(
-        f"1 0 0:9 / {place} rw - fuse.stashcordfs stashcordfs:v rw\n"
+        f"1 0 0:9 / {place} rw - fuse.stashcordfs discord:v rw\n"
         f"2 1 0:5 / {place}/below\\040it rw - tmpfs tmpfs rw\n"
-        f"3 0 0:9 / /bound rw - fuse.stashcordfs stashcordfs:v rw\n"
+        f"3 0 0:9 / /bound rw - fuse.stashcordfs discord:v rw\n"
         f"4 0 0:5 / {place}-beside rw - tmpfs tmpfs rw\n"
     )
     backing = tmp_path / "block/loop3/loop/backing_file"

@@ -88,7 +88,7 @@ def test_a_killed_process_frees_the_lock(volume) -> None:
     assert volume.holder() is None
 
 
-LINE = r"36 35 0:98 / /mnt/a\040b rw,nosuid shared:1 - fuse.stashcordfs stashcordfs:demo rw,x"
+LINE = r"36 35 0:98 / /mnt/a\040b rw,nosuid shared:1 - fuse.stashcordfs discord:demo rw,x"
 
 
 def test_our_mounts_are_found_among_others(tmp_path) -> None:
@@ -96,7 +96,7 @@ def test_our_mounts_are_found_among_others(tmp_path) -> None:
         "",
         "36 35 0:98 / /mnt rw - ext4 /dev/sda1 rw",
         "36 35 0:98 / /mnt rw - fuse.stashcordfs somethingelse rw",
-        "36 - fuse.stashcordfs stashcordfs:x rw",
+        "36 - fuse.stashcordfs discord:x rw",
     ]
     assert all(parse_mount(line) is None for line in others)
     path = tmp_path / "mountinfo"

@@ -7,10 +7,11 @@ OPTIONS is a JSON file:
     boot_id           a file in place of /proc/sys/kernel/random/boot_id
     break_fsync       true: nothing is synced, so that the tester can be seen to fail
     sync_every_s, checkpoint_pages, settle_s, cache_bytes      smaller than a user can set them
-    site              a file that says where to die, read at SIGUSR2: {"name", "count"}
+    checkpoint_segments           so many segments make a checkpoint on Discord
+    site              a file that says where to die, read at SIGUSR2: {"name", "count", "after_s"}
 
-Dying inside: SIGKILL to itself at the count-th time that a site of `SITES` is passed, between two
-steps that a signal from outside would hardly ever meet.
+Dying inside: SIGKILL to itself at the count-th time that a site of `SITES` is passed, or a little
+later, between two steps that a signal from outside would hardly ever meet.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
@@ -38,7 +41,12 @@ SITES = {
     "release": ("stashcordfs.cache.marks", "Marks", "release"),
     "commit": ("stashcordfs.journal.sqlite.database", "Database", "commit"),
     "wal-sync": ("stashcordfs.journal.sqlite.database", "Database", "_sync_wal"),
-    "checkpoint": ("stashcordfs.journal.sqlite.database", "Database", "_checkpoint"),
+    "wal-copy": ("stashcordfs.journal.sqlite.database", "Database", "_checkpoint"),
+    "snapshot": ("stashcordfs.vfs.checkpointing", "Checkpointer", "take"),
+    "manifest": ("stashcordfs.vfs.checkpointing", "Checkpointer", "_post"),
+    "part": ("stashcordfs.vfs.checkpointing", "Checkpointer", "_add"),
+    "superseded": ("stashcordfs.vfs.checkpointing", "Checkpointer", "_drop_superseded"),
+    "drain": ("stashcordfs.daemon.control", "Control", "_drain"),
     "put-dirty": ("stashcordfs.journal.journal", "Journal", "put_dirty"),
     "drop-dirty": ("stashcordfs.journal.journal", "Journal", "drop_dirty"),
     "intent": ("stashcordfs.journal.journal", "Journal", "add_intent"),
@@ -58,13 +66,24 @@ SITES = {
 }
 
 _left: dict[str, int] = {}  # site with its moment -> passes until it kills
+_after_s: dict[str, float] = {}
+_told_in = Path()
 
 
 def _passed(site: str) -> None:
     if site in _left:
         _left[site] -= 1
-        if _left[site] <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if _left[site] == 0 and _after_s[site]:
+            threading.Timer(_after_s[site], _die).start()
+        elif _left[site] <= 0 and not _after_s[site]:
+            _die()
+
+
+def _die() -> None:
+    """Tell when, as whoever watches may see it late."""
+    with _told_in.open("w", encoding="ascii") as file:
+        file.write(f"{time.monotonic()}")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _instrumented(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,7 +120,21 @@ def _half_write(plain: Callable[..., None]) -> Callable[..., None]:
     return write
 
 
+def _only_with_a_long_wal(instrumented: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A short WAL is left alone: nothing to die in."""
+
+    def checkpoint(database: Any) -> None:
+        module = importlib.import_module("stashcordfs.journal.sqlite.database")
+        wal = Path(f"{database.path}-wal")
+        if wal.exists() and wal.stat().st_size >= module._CHECKPOINT_PAGES * 4096:
+            instrumented(database)
+
+    return checkpoint
+
+
 def _install_sites(order: Path) -> None:
+    global _told_in  # noqa: PLW0603  of this process, which dies of it
+    _told_in = order.with_suffix(".died")
     for name, (module, owner, method) in SITES.items():
         cls = getattr(importlib.import_module(module), owner)
         if not hasattr(cls, method):
@@ -109,9 +142,12 @@ def _install_sites(order: Path) -> None:
         setattr(cls, method, _instrumented(name, inspect.getattr_static(cls, method)))
     files = importlib.import_module("stashcordfs.cache.files").LocalFiles
     files.write = _half_write(files.write)
+    database = importlib.import_module("stashcordfs.journal.sqlite.database").Database
+    database._checkpoint = _only_with_a_long_wal(database._checkpoint)
 
     def arm(*_: object) -> None:
         told = json.loads(order.read_text(encoding="utf-8"))
+        _after_s[told["name"]] = told["after_s"]
         _left[told["name"]] = told["count"]
 
     signal.signal(signal.SIGUSR2, arm)
@@ -141,6 +177,10 @@ def _shrink(options: dict[str, Any]) -> None:
         _set(settling, "_FIRST_DELAY_S", seconds / 10)
         _set(settling, "_RESEND_FOR_S", seconds)
         _set(settling, "_WATCH_FIRST_S", seconds)
+    if segments := options.get("checkpoint_segments"):
+        checkpointing = importlib.import_module("stashcordfs.vfs.checkpointing")
+        plain_settings = checkpointing.CheckpointSettings
+        _set(checkpointing, "CheckpointSettings", lambda: plain_settings(segments=segments))
     if every := options.get("sync_every_s"):
         durability = importlib.import_module("stashcordfs.vfs.durability").Durability
         plain = durability.__init__

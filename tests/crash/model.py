@@ -174,10 +174,14 @@ def _states(start: Mapping[str, int], operations: Iterable[Operation]) -> list[_
 
 @dataclass(slots=True)
 class NamesVerdict:
-    """The names as they were at one allowed moment, or what is wrong."""
+    """The names as they were at one allowed moment, or what is wrong.
+
+    `others`: of a file that does not tell which it is (an empty one), all that it may be.
+    """
 
     names: dict[str, int]
     wrong: list[str]
+    others: dict[str, set[int]] = field(default_factory=dict)
 
 
 def judge_names(
@@ -210,7 +214,11 @@ def judge_names(
         matching[writer] = same
     if wrong:
         return NamesVerdict({}, wrong)
-    return _one_moment(matching, earliest)
+    verdict = _one_moment(matching, earliest)
+    recent = [s for same in matching.values() for s in same if s.until >= earliest]
+    for path in (path for path, file in found.items() if file is None):
+        verdict.others[path] = {s.names[path] for s in recent if path in s.names}
+    return verdict
 
 
 def _one_moment(matching: Mapping[str, Sequence[_Lived]], earliest: float) -> NamesVerdict:

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from invariants import BLOCK_BYTES
 from power import LoopDisk
 
 HERE = Path(__file__).resolve().parent
@@ -60,6 +61,7 @@ class Rig:
         self.new_boot()
         self._log = (folder / "sandbox.log").open("w")
         self._log_read = 0
+        self.mount_s = 0.5  # how long the last mount took
         self._daemon: subprocess.Popen[bytes] | None = None
         self._server = subprocess.Popen(
             [*COMMAND, "sandbox", "run", "--dir", str(self.server_folder), "--no-rate-limits"],
@@ -84,7 +86,7 @@ class Rig:
                 **{f"STASHCORDFS_{key}": value for key, value in _SETTINGS.items()},
             }
             channel = str(told["channel_ids"][0])
-            self.command("mkfs", NAME, "--channel", channel, "--block-size", "256KiB")
+            self.command("mkfs", NAME, "--channel", channel, "--block-size", str(BLOCK_BYTES))
             os.sync()
         except BaseException:
             self.end_server()
@@ -172,7 +174,8 @@ class Rig:
                 raise RigError(f"not mounted: {words[-1] if words else 'no word of it'}")
         finally:
             os.close(told)
-        return time.monotonic() - begun
+        self.mount_s = time.monotonic() - begun
+        return self.mount_s
 
     def umount(self) -> None:
         """Unmount when the server has everything; the daemon has ended then."""
@@ -189,26 +192,31 @@ class Rig:
     def is_alive(self) -> bool:
         return self._daemon is not None and self._daemon.poll() is None
 
-    def arm(self, site: str, count: int) -> None:
-        """Let the daemon kill itself there."""
-        self._order.write_text(json.dumps({"name": site, "count": count}), encoding="utf-8")
+    def arm(self, site: str, count: int, *, after_s: float = 0.0) -> None:
+        """Let the daemon kill itself there, or so much later."""
+        order = {"name": site, "count": count, "after_s": after_s}
+        self._order.write_text(json.dumps(order), encoding="utf-8")
         if self._daemon is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._daemon.send_signal(signal.SIGUSR2)
 
     def died_within(self, seconds: float) -> bool:
-        """Whether it dies by itself in that time."""
+        """Whether it dies by itself in that time; an end in good order is no death."""
         assert self._daemon is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._daemon.wait(seconds)
-        return not self.is_alive()
+        return self._daemon.returncode == -signal.SIGKILL
 
     def kill(self) -> float:
-        """SIGKILL. Returns when; the daemon is gone then."""
+        """SIGKILL. Returns when it died, which may have been before; the daemon is gone then."""
         at = time.monotonic()
         if self._daemon is not None:
             self._daemon.kill()
             self._reap()
+        died = self._order.with_suffix(".died")
+        if died.exists():
+            at = min(at, float(died.read_text(encoding="ascii") or at))
+            died.unlink()
         return at
 
     def _reap(self) -> None:

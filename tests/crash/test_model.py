@@ -65,3 +65,21 @@ def test_an_attribute_and_a_link_that_were_synced_must_be_there(tmp_path, lost):
     assert bool(found.wrong) == bool(lost)
     if not lost:
         assert found.state.names == {"w0": -1, "w0/f": 5, "w0/l": -8, "w0/#5": -7}
+
+
+def test_an_empty_file_may_be_any_that_had_its_name_lately(tmp_path):
+    """A new file, never synced, was renamed over a synced one: the cut has emptied it."""
+    (tmp_path / "w0").mkdir()
+    (tmp_path / "w0" / "f").touch()
+    start = model.State({"w0": -1, "w0/f": 5}, {5: (PAGE, [9])})
+    operations = [
+        done(1, "names", **{"w0/g": 6}),
+        done(2, "write", file=6, first=0, count=1, version=10, end=PAGE, direct=False),
+        done(3, "names", **{"w0/g": None, "w0/f": 6}),
+    ]
+    check = checker.Checker(tmp_path, pages.PageMaker(1)).check
+    found = check(start, {"w0": operations}, model.Cut(4.0, power=True, names_s=5.0))
+    assert found.wrong == []
+    assert found.state.names["w0/f"] == 6
+    synced = [*operations[:1], done(2, "fsync", file=5)]
+    assert check(start, {"w0": synced}, model.Cut(4.0, power=True, names_s=5.0)).wrong

@@ -37,6 +37,8 @@ _MOST_FILES = 14
 _MOST_PAGES = 500  # of one file: it spans several blocks
 _MOST_PAGES_ALL = 2600
 
+_PIECE_BYTES = 64 << 10
+
 
 class Refused(Exception):
     """The file system answered with an error: nothing more can be relied on."""
@@ -403,6 +405,25 @@ class Writer:
             if got != wanted:
                 self.ledger.wrong(f"{path} (file {file:x}): {self._difference(file, got)}")
 
+    def write_behind_read_ahead(self) -> None:
+        """Read a little, close, open anew and write what may just be fetched ahead."""
+        if found := self._a_file():
+            path, file = found
+            fd = self._open(path, os.O_RDONLY)
+            try:
+                for piece in range(3):  # one after another, so that more is fetched
+                    os.pread(fd, _PIECE_BYTES, piece * _PIECE_BYTES)
+                os.close(fd)
+            except OSError as error:
+                self.ledger.error(self.ledger.begin("read", {"path": path}), error.errno or 0)
+                raise Refused from error
+            fd = self._open(path, os.O_RDWR)
+            for _ in range(self.chance.randrange(1, 4)):
+                self._overwrite(fd, file)
+            if self.chance.random() < 0.3:
+                self._fsync(fd, file)
+            self._close(fd, file)
+
     def _difference(self, file: int, got: bytes) -> str:
         """What was read, beside what was written."""
         size, versions = self.files[file]
@@ -426,9 +447,13 @@ class Writer:
             self.make: 4, self.change: 6, self.change_directly: 2, self.empty: 1, self.save: 3,
             self.move: 2, self.link: 2, self.remove: 1, self.folder: 1, self.look: 2,
             self._fsyncdir: 1, self.map: 3, self.cut_by_name: 1, self.mark: 3, self.symlink: 2,
+            self.write_behind_read_ahead: 1,
         }  # fmt: skip
         if overwriting:
-            acts = {self.change: 1, self.change_directly: 1, self.map: 1}
+            acts = {
+                self.change: 1, self.change_directly: 1, self.map: 1,
+                self.write_behind_read_ahead: 2,
+            }  # fmt: skip
         while time.monotonic() < self._ends_at:
             self.chance.choices(list(acts), list(acts.values()))[0]()
 

@@ -11,6 +11,15 @@ class Paths:
     async def paths_of(self, ino):
         return [b"file-%d" % ino]
 
+    async def told_path(self, ino):
+        return b"file-%d" % ino
+
+    async def names_of(self, ino):
+        return []
+
+    async def trash_page(self, after, limit):
+        return []
+
 
 async def test_every_loss_is_told_by_path_however_many_there_are() -> None:
     lost = [Lost(Ino(n), 0, 10) for n in range(3000)]

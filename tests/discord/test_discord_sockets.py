@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -181,3 +183,27 @@ async def test_an_answer_that_will_never_come_is_not_waited_for_after_a_sleep() 
         await asked.wait()
         await serving.client.resumed()
     assert serving.connections == 2
+
+
+class Part(bytearray):
+    """Bytes of an attachment whose end can be seen."""
+
+
+async def test_what_was_sent_is_given_back_at_once() -> None:
+    """httpx's answers and streams hold each other: 25 MiB must not wait for the collector."""
+
+    async def handler(stream: trio.SocketStream, data: bytes) -> bool:
+        await whole(stream, data)
+        await stream.send_all(answer(200, MESSAGE, **{"Content-Type": "application/json"}))
+        return True
+
+    async with served(handler) as serving:
+        gc.disable()
+        try:
+            part = Part(b"x" * 1000)
+            sent = weakref.ref(part)
+            await serving.client.create_message(7, [UploadFile("a", [part])], nonce="n")
+            del part
+            assert sent() is None
+        finally:
+            gc.enable()

@@ -185,10 +185,38 @@ async def test_setattr_passes_the_fields_that_the_kernel_marked(memory):
     assert (changed.st_atime_ns, changed.st_mtime_ns, changed.st_ctime_ns) == (4, 5, 6)
 
 
+async def test_attributes_of_what_is_written_are_asked_for_again_soon(memory):
+    handlers, _ = operations(memory)
+    info, made = await handlers.create(1, b"a", 0o644, os.O_WRONLY, CTX)
+    assert (await handlers.getattr(made.st_ino, CTX)).attr_timeout == 1
+    assert (await handlers.lookup(1, b"a", CTX)).entry_timeout == 60
+    await handlers.release(info.fh)
+    assert (await handlers.getattr(made.st_ino, CTX)).attr_timeout == 60
+
+
+def marked(*names):
+    return SimpleNamespace(**{**vars(NO_FIELDS), **{f"update_{name}": True for name in names}})
+
+
+async def test_times_written_back_after_a_file_is_gone_are_no_error(memory, monkeypatch):
+    # The kernel would tell of it at the next syncfs(2) or `sync -f`.
+    async def gone(ino, **changes):
+        raise FsError(errno.ENOENT)
+
+    monkeypatch.setattr(memory, "setattr", gone)
+    handlers, _ = operations(memory)
+    told = await handlers.setattr(9, ATTRIBUTES, marked("mtime", "ctime"), None, CTX)
+    assert (told.st_ino, told.st_nlink) == (9, 0)
+    for asked in (marked("mtime", "atime"), marked("mtime", "size"), marked("mode")):
+        with pytest.raises(pyfuse3.FUSEError) as refused:
+            await handlers.setattr(9, ATTRIBUTES, asked, None, CTX)
+        assert refused.value.errno == errno.ENOENT
+
+
 async def test_rename_refuses_flags_that_it_does_not_know(memory):
     handlers, _ = operations(memory)
     with pytest.raises(pyfuse3.FUSEError) as refused:
-        await handlers.rename(1, b"a", 1, b"b", 4, CTX)  # RENAME_WHITEOUT
+        await handlers.rename(1, b"a", 1, b"b", 8, CTX)
     assert refused.value.errno == errno.EINVAL
 
 

@@ -102,20 +102,27 @@ async def test_what_link_unlink_and_rmdir_refuse(journal):
     assert (await journal.getattr(file.ino)).nlink == 1
 
 
-async def test_the_link_bound_holds_for_files_folders_and_moves(journal, monkeypatch):
+async def test_the_link_bound_holds_for_files_and_not_for_folders(journal, monkeypatch):
     monkeypatch.setattr(rules, "LINK_MAX", 3)
     file = await make(journal, b"f")
     await journal.link(file.ino, ROOT_INO, b"f2", now_ns=1)
     await journal.link(file.ino, ROOT_INO, b"f3", now_ns=1)
-    first = await make(journal, b"d", DIR)
-    await make(journal, b"below", DIR, parent=first.ino)
-    for call in (
-        journal.link(file.ino, ROOT_INO, b"f4", now_ns=1),
-        make(journal, b"e", DIR),
-        move(journal, b"below", b"up", at=first.ino),
-    ):
-        with refused(errno.EMLINK):
-            await call
+    with refused(errno.EMLINK):
+        await journal.link(file.ino, ROOT_INO, b"f4", now_ns=1)
+    for name in (b"a", b"b", b"c", b"d"):
+        await make(journal, name, DIR)
+    assert (await journal.getattr(ROOT_INO)).nlink == 6
+
+
+async def test_a_whiteout_takes_the_old_place(journal):
+    moved = await make(journal, b"f")
+    await journal.rename(
+        ROOT_INO, b"f", ROOT_INO, b"g", noreplace=False, exchange=False, whiteout=True, now_ns=5
+    )
+    left = await journal.lookup(ROOT_INO, b"f")
+    assert left is not None
+    assert (left.mode, left.rdev, left.nlink) == (stat.S_IFCHR, 0, 1)
+    assert (await journal.lookup(ROOT_INO, b"g")).ino == moved.ino
 
 
 async def test_rename_keeps_the_folders_link_counts(journal):

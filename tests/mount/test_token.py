@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import socket
 import sys
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,22 @@ def test_a_reset_token_is_told_and_a_new_one_taken_up_without_a_remount(volume):
     assert new not in log
     volume.remount(without_cache=True)
     assert (volume.mountpoint / "after").read_bytes() == b"a" * 100_000
+
+
+def test_a_slow_command_for_the_token_holds_up_nothing_at_sighup(volume, tmp_path):
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    volume.umount()
+    volume.environment["STASHCORDFS_TOKEN"] = f"cmd:cat {gate}"
+    with ThreadPoolExecutor(1) as other:
+        told = other.submit(gate.write_text, volume.token)
+        volume.mount()
+        told.result()
+        os.kill(volume.pid(), signal.SIGHUP)
+        with gate.open("w") as answer:  # opens when its command runs, which now waits for us
+            (volume.mountpoint / "meanwhile").write_bytes(b"m")
+            assert volume.status()["state"] == "mounted"
+            answer.write(volume.token)
+    volume.sync()
+    while "settings reloaded" not in (volume.state / mounted.NAME / "log").read_text():
+        assert volume.status()["state"] == "mounted"

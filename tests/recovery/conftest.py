@@ -16,7 +16,9 @@ from stashcordfs.recovery import fsck
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "vfs"))
-from harness import BLOCK, volume
+from harness import BLOCK, clock, volume
+
+__all__ = ["clock"]
 
 if TYPE_CHECKING:
     from collections.abc import Callable

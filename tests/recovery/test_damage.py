@@ -334,3 +334,12 @@ def test_a_half_written_wal_gives_the_state_before(unmounted) -> None:
     unmounted.folder = kept
     assert opens(unmounted)
     assert unmounted.check().clean
+
+
+def test_a_new_journals_schema_is_in_the_files_first_pages(tmp_path) -> None:
+    path = tmp_path / "journal.sqlite"
+    Journal.create(path, clock_ns=lambda: 7, uid=0, gid=0).close()
+    pages = ask(path, "SELECT max(pageno) FROM dbstat WHERE name = 'sqlite_schema'")
+    first_table = min(root for (root,) in ask(path, "SELECT rootpage FROM sqlite_schema"))
+    assert pages[0][0] <= 5
+    assert pages[0][0] < first_table or pages == [(1,)]

@@ -25,11 +25,6 @@ from stashcordfs.recovery.verify import State, Verifier, choose
 from stashcordfs.types import Location, ObjectId
 
 
-@pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
 def verifier(v, folder: Path) -> Verifier:
     return Verifier(
         journal=v.journal,

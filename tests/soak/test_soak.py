@@ -10,6 +10,8 @@ import pytest
 import trio
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
+from directory import soak_directory
+from garbage import soak_garbage
 from mounted import fuse_missing
 from offline import MIB, overtaken, soak_offline
 from recovering import soak_recover
@@ -51,6 +53,17 @@ def test_what_was_told_before_a_machine_was_lost_is_back(tmp_path):
     assert result.back > 0
 
 
+@pytest.mark.parametrize("how", ["groups", "random"])
+def test_discord_holds_little_more_than_is_needed_and_collecting_costs_little(tmp_path, how):
+    result = soak_garbage(
+        tmp_path, how=how, seed=5, days=18, total_bytes=100 * MIB, sessions_a_day=2, life_days=1.5
+    )
+
+    assert result.problems == []
+    assert result.condemned > 0
+    assert result.bytes_read_back > 0
+
+
 # The soaks themselves
 
 
@@ -77,3 +90,12 @@ async def test_a_reset_in_the_process_is_an_error_of_the_connection(tmp_path, au
         async with httpx.AsyncClient(transport=server.transport) as client:
             with pytest.raises(httpx.ReadError):
                 await client.get(f"{server.sandbox.view.base_url}/api/v10/users/@me")
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(bool(fuse_missing()), reason=fuse_missing() or "fuse")
+def test_a_folder_is_listed_rightly_while_it_changes(tmp_path):
+    result = soak_directory(tmp_path / "volume", entries=3000, seed=5)
+
+    assert result.problems == []
+    assert result.changes_while_listing > 0

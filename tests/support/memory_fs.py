@@ -20,10 +20,11 @@ import trio
 
 from stashcordfs.errors import FsError, LocalDiskError, ObjectMissing
 from stashcordfs.fuse.operations import StashcordOperations
+from stashcordfs.fuse.options import sort_options
 from stashcordfs.fuse.session import Session
 from stashcordfs.ops.metrics import Metrics
 from stashcordfs.types import Attributes, Ino
-from stashcordfs.vfs.filesystem import StatFs
+from stashcordfs.vfs.usage import StatFs
 
 FAULTS = {
     b"fault-bug": ValueError("a bug"),
@@ -67,6 +68,9 @@ class MemoryFileSystem:
             raise FAULTS[name]
         found = self.nodes[parent].entries.get(name)
         return None if found is None else self.nodes[found[1]].attributes
+
+    def is_written(self, ino):
+        return ino in self.handles.values()
 
     async def getattr(self, ino):
         return self.nodes[ino].attributes
@@ -121,7 +125,9 @@ class MemoryFileSystem:
             raise FsError(errno.ENOTEMPTY)
         del self.nodes[parent].entries[name]
 
-    async def rename(self, old_parent, old_name, new_parent, new_name, *, noreplace, exchange):
+    async def rename(
+        self, old_parent, old_name, new_parent, new_name, *, noreplace, exchange, whiteout
+    ):
         old, new = self.nodes[old_parent].entries, self.nodes[new_parent].entries
         if noreplace and new_name in new:
             raise FsError(errno.EEXIST)
@@ -130,7 +136,7 @@ class MemoryFileSystem:
         else:
             new[new_name] = (next(self.cookies), old.pop(old_name)[1])
 
-    async def open(self, ino, flags):
+    async def open(self, ino, flags, *, privileged):
         if flags & os.O_TRUNC:
             await self.setattr(ino, size=0)
         return self._handle(ino)
@@ -179,10 +185,10 @@ class MemoryFileSystem:
             raise FsError(errno.ENODATA)
         return self.nodes[ino].xattrs[name]
 
-    async def setxattr(self, ino, name, value):
+    async def setxattr(self, ino, name, value, *, in_group):
         self.nodes[ino].xattrs[name] = value
 
-    async def listxattr(self, ino):
+    async def listxattr(self, ino, *, trusted):
         return list(self.nodes[ino].xattrs)
 
     async def removexattr(self, ino, name):
@@ -201,7 +207,8 @@ def main(mountpoint: Path) -> None:
     operations = StashcordOperations(
         MemoryFileSystem(), attr_timeout_s=3600, report=print, metrics=Metrics()
     )
-    session = Session(operations, mountpoint, name="memory", options={})
+    options = sort_options("memory", {}).kernel
+    session = Session(operations, mountpoint, options=options)
     with session.mounted():
         print("ready", flush=True)
         trio.run(session.serve)

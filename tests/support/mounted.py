@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = [sys.executable, "-m", "stashcordfs.cli.main"]
+QUICK_MKFS = [sys.executable, str(Path(__file__).with_name("quick_mkfs.py"))]
 NAME = "demo"
 _ENDING_S = 30
 
@@ -36,10 +37,20 @@ def fuse_missing() -> str:
 
 
 class DemoVolume:
+    options: tuple[str, ...] = ()
+
     def __init__(
-        self, folder: Path, *, settings: Mapping[str, str] | None = None, server: list[str]
+        self,
+        folder: Path,
+        *,
+        settings: Mapping[str, str] | None = None,
+        server: list[str],
+        strong_keys: bool = False,
     ) -> None:
-        """Start the sandbox and make the volume, not mounted yet. `settings` by name."""
+        """Start the sandbox and make the volume, not mounted yet. `settings` by name.
+
+        `strong_keys`: with key slots that cost what a user's do.
+        """
         self.folder = folder
         self.mountpoint = folder / "mnt"
         self.state = folder / "state"
@@ -58,7 +69,10 @@ class DemoVolume:
                 "STASHCORDFS_API_URL": str(self.server["api_url"]),
                 **{f"STASHCORDFS_{k.upper()}": v for k, v in (settings or {}).items()},
             }
-            self.command("mkfs", NAME, "--channel", str(self.server["channel_ids"][0]))
+            self.command(
+                "mkfs", NAME, "--channel", str(self.server["channel_ids"][0]),
+                program=COMMAND if strong_keys else QUICK_MKFS,
+            )  # fmt: skip
         except BaseException:
             self.end_server()
             raise
@@ -71,9 +85,15 @@ class DemoVolume:
         *,
         settings: Mapping[str, str] | None = None,
         server: tuple[str, ...] = (),
+        strong_keys: bool = False,
+        options: tuple[str, ...] = (),
     ) -> Iterator[DemoVolume]:
-        """Mounted inside; afterwards unmounted, without waiting, and the sandbox ended."""
-        volume = cls(folder, settings=settings, server=list(server))
+        """Mounted inside; afterwards unmounted, without waiting, and the sandbox ended.
+
+        `options` are the mount command's.
+        """
+        volume = cls(folder, settings=settings, server=list(server), strong_keys=strong_keys)
+        volume.options = options
         try:
             volume.mount()
             yield volume
@@ -91,10 +111,10 @@ class DemoVolume:
         finally:
             self.end_server()
 
-    def command(self, *args: str, timeout_s: float = 1800) -> str:
+    def command(self, *args: str, timeout_s: float = 1800, program: list[str] = COMMAND) -> str:
         """Run one of the program's commands; what it printed. RuntimeError with its words."""
         done = subprocess.run(
-            [*COMMAND, *args],
+            [*program, *args],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -106,7 +126,7 @@ class DemoVolume:
         return done.stdout
 
     def mount(self, *options: str) -> None:
-        self.command("mount", *options, NAME, str(self.mountpoint), timeout_s=120)
+        self.command("mount", *self.options, *options, NAME, str(self.mountpoint), timeout_s=120)
 
     @contextlib.contextmanager
     def server_halted(self) -> Iterator[None]:

@@ -26,11 +26,6 @@ GENESIS = bytes(range(32))
 
 
 @pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
-
-
-@pytest.fixture
 def channel(tmp_path):
     """The journal channel that all machines share."""
     return FaultyStore(tmp_path / "channel")

@@ -219,7 +219,7 @@ async def test_unlinked_but_open_stays_readable(clock: object, tmp_path: Path) -
         assert await v.fs.read(fh, 0, 100) == b"still here"
         await v.fs.release(fh)
         with pytest.raises(FsError):
-            await v.fs.getattr(made.ino)
+            await v.journal.getattr(made.ino)
         assert v.blocks.room.dirty_bytes == 0
 
 
@@ -406,3 +406,55 @@ async def test_a_read_ahead_that_outlives_its_handle_keeps_later_writes(
     assert got[5 * BLOCK + 4096 : 5 * BLOCK + 8192] == new
     assert got[: 5 * BLOCK + 4096] == data[: 5 * BLOCK + 4096]
     assert got[5 * BLOCK + 8192 :] == data[5 * BLOCK + 8192 :]
+
+
+async def test_a_removed_folder_still_has_attributes(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        made = await v.fs.mkdir(ROOT_INO, b"d", 0o755, 0, 0)
+        await v.fs.rmdir(ROOT_INO, b"d")
+        left = await v.fs.getattr(made.ino)
+        assert (left.nlink, left.mode) == (0, made.mode)
+        for number in range(1100):  # as long as it is among the last thousand
+            await v.make(b"f%d" % number)
+            await v.fs.unlink(ROOT_INO, b"f%d" % number)
+        with pytest.raises(FsError):
+            await v.fs.getattr(made.ino)
+
+
+async def test_times_beyond_what_is_stored_are_cut(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"f")
+        far = 253_402_300_799 * 10**9  # the year 9999
+        assert (await v.fs.setattr(ino, mtime_ns=far)).mtime_ns == 2**63 - 1
+        assert (await v.fs.setattr(ino, atime_ns=-far)).atime_ns == -(2**63 - 1)
+
+
+async def test_a_truncation_to_the_same_size_leaves_mtime(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"f", b"data")
+        await v.fs.setattr(ino, mtime_ns=7)
+        assert (await v.fs.setattr(ino, size=4)).mtime_ns == 7
+        assert (await v.fs.setattr(ino, size=3)).mtime_ns > 7
+
+
+async def test_entries_of_a_folder_that_changes_come_once(clock: object, tmp_path: Path) -> None:
+    async with volume(tmp_path) as v:
+        stays = [b"stays-%d" % number for number in range(200)]
+        for name in stays:
+            await v.make(name)
+        fh = await v.fs.opendir(ROOT_INO)
+        found: list[bytes] = []
+        after = 0
+        while page := await v.fs.readdir(fh, after, 7):
+            after = page[-1][0]
+            names = [name for _, name, _ in page]
+            found += names
+            turn = len(found)
+            await v.make(b"new-%d" % turn)
+            await v.make(b"short-lived")
+            await v.fs.unlink(ROOT_INO, b"short-lived")
+            await v.fs.rename(  # over an entry: it keeps its place
+                ROOT_INO, b"new-%d" % turn, ROOT_INO, stays[turn % 200],
+                noreplace=False, exchange=False,
+            )  # fmt: skip
+        assert sorted(name for name in found if name.startswith(b"stays")) == sorted(stays)

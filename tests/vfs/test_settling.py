@@ -14,7 +14,7 @@ import trio.testing
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.mounted import Parts, Report
 from stashcordfs.discord.client import ClientStats
-from stashcordfs.errors import DiscordUnavailable, ObjectCorrupt, OutcomeUnknown
+from stashcordfs.errors import DiscordUnavailable, ObjectCorrupt, OutcomeUnknown, TokenRejected
 from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs import settling
 from stashcordfs.vfs.uploading import UploadSettings
@@ -317,7 +317,7 @@ async def test_status_and_metrics_tell_what_is_unsettled_and_since_when(clock, t
     async with volume(tmp_path) as v:
         parts = Parts(
             name="v", mountpoint=tmp_path, settings=None, blocks=v.blocks, uploader=v.uploader,
-            settler=v.settler, durability=v.durability, levels=None, filesystem=v.fs,
+            settler=v.settler, durability=v.durability, levels=None, filesystem=v.fs, trash=v.trash,
             stats=ClientStats(), client=SimpleNamespace(gate=SimpleNamespace(rejected=False)),
             token=None, token_watch=SimpleNamespace(status=dict),
             sleep=SimpleNamespace(suspends=0), report=Report(), nursery=v.nursery,
@@ -433,3 +433,20 @@ async def test_a_message_that_was_not_kept_as_sent_is_watched_for(clock, tmp_pat
 
 def test_the_resends_stay_within_what_the_server_remembers() -> None:
     assert settling._RESEND_FOR_S <= 180
+
+
+async def test_a_refused_token_is_told_once_while_looking(clock, tmp_path) -> None:
+    async with volume(tmp_path) as v:
+        Unclear(v.store, times=1, stores=True)
+        looks = []
+
+        async def refused(after, names):
+            await trio.lowlevel.checkpoint()
+            looks.append(after)
+            raise TokenRejected("rejected", status=401)
+
+        v.store.find = refused
+        await v.make(b"a", os.urandom(BLOCK))
+        await trio.sleep(3600)
+        assert len(looks) > 10
+        assert len([text for text in v.reports if "looking for" in text]) == 1

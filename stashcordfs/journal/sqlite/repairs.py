@@ -21,6 +21,7 @@ from stashcordfs.journal.sqlite import schema
 from stashcordfs.journal.sqlite.checks import (
     BAD_INODE,
     BAD_NAME,
+    BAD_TRASH,
     COUNTED,
     FORMAT_MASK,
     IS_FOLDER,
@@ -96,6 +97,7 @@ class Repairs:
         self._reach()
         self._orphans()
         self._counts()
+        self._trash()
         if self.done:  # no segment holds what was changed here
             self._run("INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)")
 
@@ -375,6 +377,15 @@ class Repairs:
             "symbolic links whose target is lost now lead to 'damaged'",
         )
 
+    def _trash(self) -> None:
+        self._count(
+            self._run(
+                "DELETE FROM trash WHERE ino IN (SELECT t.ino FROM trash t"
+                f" LEFT JOIN inodes i ON i.ino = t.ino WHERE {BAD_TRASH})"
+            ),
+            "entries of the trash forgotten: no such file, or it has a name",
+        )
+
     def _counts(self) -> None:
         for what, column, is_right in (
             ("links", "nlink", self._links_sql()),
@@ -440,6 +451,7 @@ def mend(path: Path, block_bytes: int, lost: Iterable[LostFile] = ()) -> list[st
                 repairs.all()
                 if repairs.done:  # in no segment: Discord learns of it by a checkpoint
                     connection.execute(schema.WANT_CHECKPOINT)
+                    connection.execute("DELETE FROM unused")  # history's time begins anew
             return repairs.done
     except apsw.Error as error:
         raise JournalError(f"the journal {path} cannot be mended: {error}") from error

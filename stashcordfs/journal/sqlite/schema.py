@@ -18,13 +18,14 @@ import re
 from stashcordfs.errors import JournalError
 
 APPLICATION_ID = 0x53544644  # "STFD"
-VERSION = 5
+VERSION = 6
 
 REPLICATED = """
 -- One row a fact about the volume.
 CREATE TABLE volume (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- One row an inode. nlink 0: without a name, purged when its last handle closes or at the start.
+-- One row an inode. nlink 0: without a name; if it is not in `trash`, purged when its last handle
+-- closes or at the start.
 -- `stored` is the sum of the chunk list's valid lengths, kept with it: `ls` asks for it each time.
 CREATE TABLE inodes (
     ino INTEGER NOT NULL PRIMARY KEY,
@@ -75,6 +76,20 @@ CREATE TABLE packs (
     id INTEGER NOT NULL PRIMARY KEY, object_id BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL,
     size INTEGER NOT NULL, channel INTEGER NOT NULL, message INTEGER NOT NULL,
     attachment INTEGER NOT NULL, filename TEXT NOT NULL);
+
+-- Messages in which nothing is needed any more, and of how many bytes: deleted some time after a
+-- segment has told of it. Their packs have a message below 0 until their rows are gone, too.
+CREATE TABLE condemned (
+    channel INTEGER NOT NULL, message INTEGER NOT NULL, since_ns INTEGER NOT NULL,
+    size INTEGER NOT NULL, PRIMARY KEY (channel, message)) WITHOUT ROWID;
+
+-- What was deleted or overwritten and may come back: a file, or a folder that held such files. Its
+-- inode stays with nlink 0, and so do its chunk list and attributes. `parent` and `name`: where it
+-- was; the parent may be in the trash as well. `lost`: so many of its blocks Discord did not have.
+-- No index, which each unlink would have to keep: whose parents they are is in memory.
+CREATE TABLE trash (
+    ino INTEGER NOT NULL PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
+    deleted_ns INTEGER NOT NULL, lost INTEGER NOT NULL);
 """
 
 LOCAL = """
@@ -112,9 +127,7 @@ CREATE TABLE watched (
     given_up_ns INTEGER NOT NULL) WITHOUT ROWID;
 
 -- What no segment holds yet: one row a group of operations, as SQLite's session extension records
--- it. Ids go on over segments, checkpoints and writers, without gaps. (Told in few words, this and
--- the next: the whole schema should fit into the file's first page, where fsck can still read it
--- when others are lost.)
+-- it. Ids go on over segments, checkpoints and writers, without gaps.
 CREATE TABLE changes (id INTEGER PRIMARY KEY, made_ns, changeset);
 
 -- This volume's sealed objects in the journal channel, of this writer and of those that it took
@@ -126,10 +139,27 @@ CREATE TABLE objects (
     object_id PRIMARY KEY, kind, number, part, last_change, made_ns, digest, size, sealed,
     channel, message, attachment) WITHOUT ROWID;
 CREATE INDEX objects_order ON objects (kind, number, part);
+
+-- Chunks that only history (and the trash) may need, and since when that is known: nothing else
+-- refers to them. What refers to one anew takes its row away in the same transaction.
+CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
+
+-- Attachments of messages that a purge deletes, and the links under which the CDN may serve them
+-- yet: it is asked again until it does not. `gone`: Discord shows the message no more.
+CREATE TABLE erasing (
+    channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL, url, since_ns,
+    gone, PRIMARY KEY (channel, message, attachment)) WITHOUT ROWID;
 """
 
 REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
-SCHEMA = REPLICATED + LOCAL
+
+# Without the schema nothing can be read of a damaged file (`salvage`). It needs more than the first
+# page, and would be spread over pages that come after all tables' first ones. What is made here,
+# and dropped, lets it be among the very first pages: those that a file loses last.
+_PADS = ("pad_1", "pad_2")
+_MAKE_ROOM = "".join(f"CREATE TABLE {pad} (x /*{'-' * 2500}*/);" for pad in _PADS)
+_LEAVE_ROOM = "".join(f"DROP TABLE {pad};" for pad in _PADS)
+SCHEMA = _MAKE_ROOM + REPLICATED + LOCAL + _LEAVE_ROOM
 WANT_CHECKPOINT = "INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)"
 
 # From version n to n + 1. A new journal is made by SCHEMA at once; a test holds the two together.
@@ -175,6 +205,19 @@ MIGRATIONS: dict[int, str] = {
         channel, message, attachment) WITHOUT ROWID;
     CREATE INDEX objects_order ON objects (kind, number, part);
     INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
+    """,
+    5: """
+    CREATE TABLE condemned (
+        channel INTEGER NOT NULL, message INTEGER NOT NULL, since_ns INTEGER NOT NULL,
+        size INTEGER NOT NULL, PRIMARY KEY (channel, message)) WITHOUT ROWID;
+    CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
+    CREATE TABLE erasing (
+        channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL, url,
+        since_ns, gone, PRIMARY KEY (channel, message, attachment)) WITHOUT ROWID;
+    CREATE TABLE trash (
+        ino INTEGER NOT NULL PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
+        deleted_ns INTEGER NOT NULL, lost INTEGER NOT NULL);
+        INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,
 }
 
