@@ -34,6 +34,7 @@ COMMANDS = {
     "fsck": "Check a volume's journal and local state, and mend them.",
     "verify": "Check that Discord still has everything.",
     "gc": "Take off Discord what nothing needs any more.",
+    "export": "Copy everything to a folder or a bucket, or write the journal as JSON.",
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
     "recover": "Get a volume back from Discord on this machine.",

@@ -279,6 +279,7 @@ class Control:
         metrics.unsettled_uploads.set(parts.settler.unsettled)
         metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
+        metrics.discord_age_seconds.set(parts.discord_age_s())
         stats, uploads = parts.stats, parts.uploader.state
         metrics.token_rejected.set(parts.client.gate.rejected)
         if (collector := parts.collector) is not None:

@@ -114,13 +114,18 @@ class Parts:
         """Why this mount has become read-only; empty while it has not."""
         return self.fence.reason if self.fence else ""
 
+    def discord_age_s(self) -> float:
+        """Age of the oldest change or byte that Discord does not have; 0 when it has all."""
+        told_s = self.publisher.behind_s if self.publisher is not None else 0.0
+        return max(told_s, self.uploader.oldest_dirty_s())
+
     def _told(self) -> dict[str, object]:
         """What Discord knows of the journal."""
         if self.publisher is None:
             return {}
         return {
             "segment": self.publisher.segment,
-            "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+            "discord_age_s": round(self.discord_age_s(), 1),
         }
 
     def _garbage(self) -> dict[str, object]:
