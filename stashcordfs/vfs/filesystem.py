@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stashcordfs.errors import ContentLost, FsError
 from stashcordfs.types import ROOT_INO, Attributes, Ino
@@ -20,7 +20,7 @@ from stashcordfs.vfs.table import clean_key
 from stashcordfs.vfs.usage import fresh_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from stashcordfs.journal import Journal
@@ -290,21 +290,38 @@ class FileSystem:
             await self._truncate(await self._enter(ino), size, mtime_ns)
         live = self._blocks.live.get(ino)
         grown = live if live is not None and live.size_changed else None
-        changed = await self._journal.set_attributes(
-            ino,
-            mode=mode,
-            uid=uid,
-            gid=gid,
-            size=None if grown is None else grown.size,
-            synced=None if grown is None else grown.synced_size,
-            atime_ns=_storable(atime_ns),
-            mtime_ns=_storable(mtime_ns),
-            ctime_ns=self._now_ns() if ctime_ns is None else _storable(ctime_ns),
-            xattrs=None if mode is None else await self._xattrs.for_mode(ino, mode),
-        )
+        given = {
+            "mode": mode,
+            "uid": uid,
+            "gid": gid,
+            "atime_ns": _storable(atime_ns),
+            "mtime_ns": _storable(mtime_ns),
+            "ctime_ns": self._now_ns() if ctime_ns is None else _storable(ctime_ns),
+        }
+        try:
+            changed = await self._journal.set_attributes(
+                ino,
+                size=None if grown is None else grown.size,
+                synced=None if grown is None else grown.synced_size,
+                xattrs=None if mode is None else await self._xattrs.for_mode(ino, mode),
+                **given,
+            )
+        except FsError:
+            if ino not in self._ghosts:
+                raise
+            return self._change_ghost(ino, given)
         if grown is not None:  # one change less for the commit
             grown.size_changed = False
         return await self._complete(changed)
+
+    def _change_ghost(self, ino: Ino, given: Mapping[str, int | None]) -> Attributes:
+        """As fchmod(2) does of an open FIFO or folder that has been removed."""
+        changes: dict[str, Any] = {n: v for n, v in given.items() if v is not None}
+        ghost = self._ghosts[ino]
+        if "mode" in changes:
+            changes["mode"] = stat.S_IFMT(ghost.mode) | stat.S_IMODE(changes["mode"])
+        self._ghosts[ino] = ghost._replace(**changes)
+        return self._ghosts[ino]
 
     async def _truncate(self, live: Live, size: int, mtime_ns: int | None) -> None:
         """`mtime_ns`: None leaves it to whether the size changes, as truncate(2) has it."""

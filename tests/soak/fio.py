@@ -27,6 +27,8 @@ JOBS: dict[str, tuple[str, ...]] = {
     "backwards": ("--rw=write:-8k", "--bs=4k", "--ioengine=psync"),
     "vectors": ("--rw=randrw", "--bs=32k", "--ioengine=pvsync2"),
 }
+# fio's --verify_only loses its place when it goes backwards, on any file system (EIO, "full resid")
+_NOT_AGAIN = frozenset({"backwards"})
 _VERIFY = ("--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_backlog=0")
 
 
@@ -99,6 +101,7 @@ def soak_fio(
             result.load_s += round(time.monotonic() - begun)
             volume.remount(without_cache=True)
             for name in names:
-                fio.one(name, "--verify_only")
+                if name not in _NOT_AGAIN:
+                    fio.one(name, "--verify_only")
             result.rounds += 1
     return result

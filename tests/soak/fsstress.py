@@ -71,7 +71,7 @@ class Worker:
             except OSError as error:
                 name = errno.errorcode.get(error.errno or 0, str(error))
                 self.refused[f"{way.__name__} {name}"] += 1
-                if error.errno not in _EXPLAINED:
+                if error.errno not in _EXPLAINED | {None}:  # None: rmtree's own words
                     self.problems.append(f"{way.__name__}: {error}")
             except AssertionError as error:
                 self.problems.append(f"{way.__name__}: {error}")
@@ -100,10 +100,11 @@ class Worker:
         self._any().mkdir()
 
     def remove_folder(self) -> None:
-        if self._chance.random() < 0.2:
-            shutil.rmtree(self._any())
+        path = self._any()
+        if self._chance.random() < 0.2 and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            self._any().rmdir()
+            path.rmdir()
 
     def listing(self) -> None:
         for entry in os.scandir(self._any()):

@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import trio
 import trio.testing
 
 from stashcordfs.errors import FsError, StoreError
-from stashcordfs.types import ROOT_INO
+from stashcordfs.types import ROOT_INO, Ino
 from stashcordfs.vfs import uploading
 from stashcordfs.vfs.uploading import UploadSettings
 
@@ -458,3 +459,17 @@ async def test_entries_of_a_folder_that_changes_come_once(clock: object, tmp_pat
                 noreplace=False, exchange=False,
             )  # fmt: skip
         assert sorted(name for name in found if name.startswith(b"stays")) == sorted(stays)
+
+
+async def test_a_removed_fifo_that_is_open_can_be_changed(clock: object, tmp_path: Path) -> None:
+    # The kernel opens FIFOs itself: that one is in use, only its requests tell.
+    async with volume(tmp_path) as v:
+        made = await v.fs.mknod(ROOT_INO, b"fifo", stat.S_IFIFO | 0o644, 0, 0, 0)
+        await v.fs.unlink(ROOT_INO, b"fifo")
+
+        changed = await v.fs.setattr(made.ino, mode=0o600)
+
+        assert (stat.S_IFMT(changed.mode), stat.S_IMODE(changed.mode)) == (stat.S_IFIFO, 0o600)
+        assert await v.fs.getattr(made.ino) == changed
+        with pytest.raises(FsError):
+            await v.fs.setattr(Ino(made.ino + 99), mode=0o600)
