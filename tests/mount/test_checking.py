@@ -163,6 +163,8 @@ def test_what_is_lost_for_good_is_told_by_path_and_gives_an_error(volume):
     assert checked["errors_by_check"] == {"damaged": 3}
     assert "/f0: block 0" in checked["findings"][0]["text"]
     (volume.mountpoint / "f0").unlink()
+    assert report(volume, "verify", NAME)["damaged_blocks"] == 3  # the trash keeps it
+    assert run(volume, "trash", "empty", NAME, "--yes")[0] == 0
     assert run(volume, "verify", NAME)[0] == 0
     assert run(volume, "fsck", NAME)[0] == 0
 
