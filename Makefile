@@ -7,7 +7,10 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench soak-faults soak-uploads soak-offline soak-recover soak-directory soak-model soak-crash-kill soak-crash-power soak-cuts soak-programs soak-fsx soak-fsstress soak-fio soak-stress posix demo-stop clean help
+COMMANDS := demo test lint format bench posix demo-stop clean help
+COMMANDS += soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-directory soak-model
+COMMANDS += soak-crash-kill soak-crash-power soak-cuts soak-programs soak-fsx soak-fsstress
+COMMANDS += soak-fio soak-stress
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -25,7 +28,8 @@ help:
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
 	@echo 'make soak-cuts  2,000 power cuts and kills in one process, on a virtual clock (10 minutes)'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
-	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (25 minutes)'
+	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (40 minutes)'
+	@echo 'make soak-garbage  write and delete 10 GiB over 60 days, twice: what Discord holds, what it costs (30 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
@@ -75,10 +79,13 @@ soak-uploads: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py uploads --write
 
 soak-recover: .venv/.stamp-dev
-	$(BIN)/python tests/soak/run.py recover --write
+	$(BIN)/python tests/soak/run.py recover --state .venv/.soak-recover.json --write
 
 soak-directory: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py directory --write
+
+soak-garbage: .venv/.stamp-dev
+	$(BIN)/python tests/soak/run.py garbage --state .venv/.soak-garbage.json --write
 
 soak-offline: .venv/.stamp-dev
 	$(BIN)/python tests/soak/run.py offline --write
@@ -87,7 +94,7 @@ soak-offline: .venv/.stamp-dev
 MODEL_ARGS ?=
 
 soak-model: .venv/.stamp-dev
-	$(BIN)/python tests/model/run.py --state .venv/.model.json --write $(MODEL_ARGS)
+	$(BIN)/python tests/model/soak_model.py --state .venv/.model.json --write $(MODEL_ARGS)
 
 soak-programs: .venv/.stamp-dev
 	$(BIN)/python tests/programs/run.py --write

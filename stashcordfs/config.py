@@ -295,7 +295,9 @@ class Settings:
     compression: bool = _setting(True, _boolean, "zstd before sealing, where it helps")
     dedup: bool = _setting(True, _boolean, "store equal blocks once")
     history_days: float = _setting(
-        7.0, _number(0, 3650), "how long Discord keeps earlier states and what only they need"
+        7.0,
+        _number(0, 3650),
+        "days that deleted and overwritten content, and earlier states, can come back; 0: off",
     )
     gc_share: float = _setting(
         0.15, _number(0, 1), "share of all requests that collecting garbage may take; 0: none"

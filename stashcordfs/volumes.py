@@ -13,6 +13,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 FSTYPE = "fuse.stashcordfs"
 FSNAME_PREFIX = "discord:"  # of a mount's source: a name and a colon look like a network place
+_PAST = "at-"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LOCK_TRIES = 5
 _LOCK_PAUSE_S = 0.05
 
@@ -77,6 +80,20 @@ class VolumeDir:
     @property
     def path(self) -> Path:
         return self.state_dir / self.name
+
+    @property
+    def mount_name(self) -> str:
+        """What its mount is called in the table of mounts."""
+        return self.name
+
+    def past(self, at_ns: int) -> PastDir:
+        """Where a mount of the volume's state at that time keeps its own."""
+        when = (_EPOCH + timedelta(microseconds=at_ns // 1000)).strftime("%Y%m%dT%H%M%S.%fZ")
+        return PastDir(self.path, f"{_PAST}{when}")
+
+    def all_past(self) -> list[PastDir]:
+        """Such places that are there, in use or left by a killed process."""
+        return [PastDir(self.path, path.name) for path in sorted(self.path.glob(f"{_PAST}*Z"))]
 
     @property
     def record_path(self) -> Path:
@@ -193,6 +210,28 @@ class VolumeDir:
     def remove(self) -> None:
         """Remove all local state of the volume. The caller holds the lock and has asked."""
         shutil.rmtree(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class PastDir(VolumeDir):
+    """STATE/NAME/at-TIME: what a mount of the past needs, removed when it ends."""
+
+    @property
+    def when(self) -> str:
+        """The time, as ISO 8601 has it."""
+        return self.name.removeprefix(_PAST)
+
+    @property
+    def mount_name(self) -> str:
+        """The volume's name and the time."""
+        return f"{self.state_dir.name}@{self.when}"
+
+
+def volume_of(state_dir: Path, mount_name: str) -> VolumeDir:
+    """The state behind a mount's name."""
+    name, is_past, when = mount_name.partition("@")
+    volume = VolumeDir(state_dir, name)
+    return PastDir(volume.path, f"{_PAST}{when}") if is_past else volume
 
 
 def _read_pid(descriptor: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stashcordfs.errors import UsageError
+from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.volumes import VolumeDir
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ def command(globals_: Globals, name: str, yes: bool) -> None:
     volume = VolumeDir(globals_.settings().state_dir, name)
     record = volume.read_record()
     channels = ", ".join(str(channel) for channel in (*record.channels, record.journal_channel))
+    used = [past.mount_name for past in volume.all_past() if past.holder() is not None]
+    if used:
+        raise StashcordError(f"{used[0]} is mounted: unmount it first")
     with volume.lock():  # a mounted volume is refused here
         if not yes:
             if not sys.stdin.isatty():

@@ -34,9 +34,12 @@ COMMANDS = {
     "fsck": "Check a volume's journal and local state, and mend them.",
     "verify": "Check that Discord still has everything.",
     "gc": "Take off Discord what nothing needs any more.",
+    "export": "Copy everything to a folder or a bucket, or write the journal as JSON.",
     "list": "List the volumes of this machine.",
     "destroy": "Remove a volume's local state.",
     "recover": "Get a volume back from Discord on this machine.",
+    "trash": "Bring back what was deleted or overwritten.",
+    "purge": "Remove a file for good, from Discord and its history too.",
     "key": "Manage passphrases and recovery keys.",
 }
 

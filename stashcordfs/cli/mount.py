@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
 from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path, wait_for_exit
-from stashcordfs.cli.output import read_secret
+from stashcordfs.cli.output import parse_time, read_secret
 from stashcordfs.config import PREFIX, SETTING_NAMES, Settings
 from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.volumes import FSNAME_PREFIX, VolumeBusy, VolumeDir, read_mounts
@@ -36,6 +37,7 @@ _SECRETS = ("token", "passphrase")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal.")
 @click.option("-o", "options", multiple=True, help="Mount options and settings, by comma.")
+@click.option("--at", metavar="TIME", help="Read-only, as it was then: 2026-11-25T14:00, or ...Z.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where to tell that it is mounted.")
 @click.pass_obj
 def command(
@@ -44,21 +46,28 @@ def command(
     mountpoint: Path,
     foreground: bool,
     options: tuple[str, ...],
+    at: str | None,
     ready_fd: int | None,
 ) -> None:
     """Mount the volume NAME on the empty directory MOUNTPOINT.
 
     -o takes ro, noatime, uid=1000, what else docs/posix.md has, and any setting, such as
     cache_bytes=5GiB.
+
+    With --at, what Discord knew at that time, as far back as history_days; the volume itself may be
+    mounted elsewhere meanwhile.
     """
     name = name.removeprefix(FSNAME_PREFIX)
+    at_ns = None if at is None else parse_time(at)
     flags, mount_options = split_options(options)
     settings = globals_.settings(volume=name, flags=flags)
     if foreground:
         os.environ.update(export(globals_, settings, flags))  # what SIGHUP reads again
-        _run(settings, name, real_path(mountpoint), mount_options, ready_fd)
-    else:
-        start_daemon(globals_, settings, name, mountpoint, options=options, flags=flags)
+        _run(settings, name, real_path(mountpoint), mount_options, ready_fd, at_ns)
+        return
+    start_daemon(globals_, settings, name, mountpoint, options=options, flags=flags, at_ns=at_ns)
+    if at_ns is not None:
+        _tell_past(VolumeDir(settings.state_dir, name).past(at_ns))
 
 
 def split_options(options: Sequence[str]) -> tuple[dict[str, object], dict[str, str | bool]]:
@@ -100,14 +109,18 @@ def start_daemon(
     options: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     extra_environment: Mapping[str, str] | None = None,
+    at_ns: int | None = None,
 ) -> None:
     """Start `mount --foreground` detached; return when it has mounted, or raise its error."""
     volume = VolumeDir(settings.state_dir, name)
     volume.read_record()
+    if at_ns is not None:
+        volume = volume.past(at_ns)
     place = real_path(mountpoint)
     prepare_mountpoint(place, settings.state_dir)
     if (pid := _holder(volume)) is not None:
-        raise VolumeBusy(f"volume {name} is in use by process {pid}: mounted already?", pid=pid)
+        text = f"volume {volume.mount_name} is in use by process {pid}: mounted already?"
+        raise VolumeBusy(text, pid=pid)
     environment = {**export(globals_, settings, flags), **(extra_environment or {})}
     if settings.passphrase is None and not (extra_environment or {}).get(PREFIX + "PASSPHRASE"):
         passphrase = read_secret(f"Passphrase of {name}", variable=PREFIX + "PASSPHRASE")
@@ -116,6 +129,8 @@ def start_daemon(
     argv = [sys.executable, "-m", "stashcordfs.cli.main", "mount", "--foreground"]
     argv += ["--ready-fd", str(write_end)]
     argv += [part for option in options for part in ("-o", option)]
+    if at_ns is not None:
+        argv += ["--at", VolumeDir(settings.state_dir, name).past(at_ns).when]
     with tempfile.TemporaryFile() as errors, open(read_end, encoding="utf-8") as told:  # noqa: PTH123  a descriptor
         try:
             process = subprocess.Popen(
@@ -141,7 +156,7 @@ def start_daemon(
 def _holder(volume: VolumeDir) -> int | None:
     """The process that has the volume. One that was just unmounted is given time to end."""
     pid = volume.holder()
-    if pid and all(mount.name != volume.name for mount in read_mounts()):
+    if pid and all(mount.name != volume.mount_name for mount in read_mounts()):
         wait_for_exit(pid, timeout_s=_ENDING_S)
         pid = volume.holder()
     return pid
@@ -163,12 +178,16 @@ def _run(
     mountpoint: Path,
     options: Mapping[str, str | bool],
     ready_fd: int | None,
+    at_ns: int | None,
 ) -> None:
     from stashcordfs.daemon import run_mount
     from stashcordfs.ops.logging import configure_logging
 
     volume = VolumeDir(settings.state_dir, name)
     volume.read_record()
+    if at_ns is not None:
+        volume = volume.past(at_ns)
+        volume.create()
     prepare_mountpoint(mountpoint, settings.state_dir)
     redactor = configure_logging(
         level=settings.log_level,
@@ -189,7 +208,12 @@ def _run(
             json.dump({"ready": True}, told)
 
     try:
-        run_mount(settings, name, mountpoint, options, ready)
+        if at_ns is None:
+            run_mount(settings, name, mountpoint, options, ready)
+        else:
+            from stashcordfs.daemon import run_mount_at
+
+            run_mount_at(settings, name, at_ns, mountpoint, options, ready)
     except BaseExceptionGroup as group:
         # Raised beside the daemon's other tasks, which were cancelled: the first of ours tells why.
         log.exception("mount failed volume=%s", name)
@@ -200,6 +224,16 @@ def _run(
     except Exception:
         log.exception("mount failed volume=%s", name)  # stderr may be closed by now
         raise
+
+
+def _tell_past(past: VolumeDir) -> None:
+    """What time was found, and what of it is not there."""
+    report = json.loads((past.path / "report.json").read_text(encoding="utf-8"))
+    made = time.localtime(report["segment_time_ns"] // 10**9)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", made)
+    click.echo(f"As of segment {report['segment']}, made {when}; read-only.")
+    if report["missing_files"]:
+        click.echo(f"{report['missing_files']} files were not on Discord by then, or not wholly")
 
 
 def _first(group: BaseExceptionGroup[StashcordError]) -> StashcordError:

@@ -14,7 +14,14 @@ from pathlib import Path
 
 from stashcordfs.cli.users import find_users
 from stashcordfs.errors import StashcordError, UsageError
-from stashcordfs.volumes import Mount, VolumeDir, list_volumes, mount_holding, read_mounts
+from stashcordfs.volumes import (
+    Mount,
+    VolumeDir,
+    list_volumes,
+    mount_holding,
+    read_mounts,
+    volume_of,
+)
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
 _USERS_TOLD = 8
@@ -43,7 +50,7 @@ def find_volume(state_dir: Path, target: str) -> VolumeDir:
     """The volume of that name, or that is mounted at that place."""
     mount = find_mount(target)
     if mount is not None:
-        return VolumeDir(state_dir, mount.name)
+        return volume_of(state_dir, mount.name)
     if "/" in target or target in {".", ".."}:
         raise UsageError(f"no volume is mounted at {target}")
     volume = VolumeDir(state_dir, target)

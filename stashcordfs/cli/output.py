@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stashcordfs.config import format_size
+from stashcordfs.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,3 +117,12 @@ def read_secret(question: str, *, variable: str, confirm: bool = False) -> str:
         raise click.UsageError(f"{question}: set {variable}, since there is no terminal to ask on")
     answer: str = click.prompt(question, hide_input=True, confirmation_prompt=confirm, err=True)
     return answer
+
+
+def parse_time(text: str) -> int:
+    """A moment in ns: ISO 8601, local time unless it says otherwise; UsageError."""
+    try:
+        moment = datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise UsageError(f"--at {text!r}: write it as 2026-11-25T14:00 or 2026-11-25") from None
+    return round(moment.timestamp() * 1e6) * 1000

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stashcordfs.cli.output import print_table, read_secret, stages
+from stashcordfs.cli.output import parse_time, print_table, read_secret, stages
 from stashcordfs.config import PREFIX, format_size
-from stashcordfs.errors import UsageError
 from stashcordfs.volumes import check_name
 
 if TYPE_CHECKING:
@@ -86,15 +84,6 @@ def command(
         _show(report)
 
 
-def parse_time(text: str) -> int:
-    """A moment in ns: ISO 8601, local time unless it says otherwise; UsageError."""
-    try:
-        moment = datetime.fromisoformat(text).astimezone()
-    except ValueError:
-        raise UsageError(f"--at {text!r}: write it as 2026-11-25T14:00 or 2026-11-25") from None
-    return int(moment.timestamp() * 1e9)
-
-
 def _show(report: dict[str, Any]) -> None:
     what = "would come back" if report["dry_run"] else "is back"
     size = format_size(report["bytes"])
@@ -110,20 +99,22 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"Never uploaded: {lost} of {report['missing_files']} files")
         rows = [(m["path"], format_size(m["bytes"]), _fate(m)) for m in report["missing"]]
         print_table(("Path", "Lost", "Now"), rows[:_SHOWN])
-        _more(report["missing_files"])
+        _more(report, report["missing_files"])
     if report["older"]:
         click.echo(f"With older content in places: {report['older_files']} files")
         print_table(("Path",), [(path,) for path in report["older"][:_SHOWN]])
-        _more(report["older_files"])
+        _more(report, report["older_files"])
     click.echo(f"{report['requests']} requests, {report['seconds']:.1f} s")
     if not report["dry_run"]:
         click.echo(f"Mount it: stashcordfs mount {report['name']} DIRECTORY")
 
 
 def _fate(missing: dict[str, Any]) -> str:
-    return "ends before it" if missing["cut"] and not missing["blocks"] else "I/O error there"
+    now = "ends before it" if missing["cut"] and not missing["blocks"] else "I/O error there"
+    older = missing["in_trash"]
+    return now if older is None else f"{now}; older content: trash restore NAME {older} --to PATH"
 
 
-def _more(count: int) -> None:
+def _more(report: dict[str, Any], count: int) -> None:
     if count > _SHOWN:
-        click.echo(f"... and {count - _SHOWN} more: see --json")
+        click.echo(f"... and {count - _SHOWN} more: see {report.get('report', '--json')}")

@@ -11,7 +11,7 @@ from stashcordfs.cli.mountpoint import real_path
 from stashcordfs.cli.output import follow
 from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.ops.control import ControlClient
-from stashcordfs.volumes import VolumeDir, mount_holding, read_mounts
+from stashcordfs.volumes import mount_holding, read_mounts, volume_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def command(globals_: Globals, path: str) -> None:
         raise UsageError(f"{path} does not exist")
     below = str(place.relative_to(mount.mountpoint))
     below = "" if below == "." else below
-    control = ControlClient(VolumeDir(settings.state_dir, mount.name).control_path)
+    control = ControlClient(volume_of(settings.state_dir, mount.name).control_path)
     # The kernel holds written pages that the daemon has not seen. Only a process other than the
     # daemon can ask for them without waiting for itself.
     for name in control.call("open_for_writing", path=below)["paths"]:

@@ -11,7 +11,7 @@ from stashcordfs.cli.output import follow
 from stashcordfs.config import format_size
 from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.ops.control import ControlClient, NotRunning
-from stashcordfs.volumes import Mount, VolumeDir
+from stashcordfs.volumes import Mount, volume_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def command(globals_: Globals, targets: tuple[str, ...], no_wait: bool) -> None:
 
 def end_mount(state_dir: Path, mount: Mount, *, wait: bool) -> None:
     """Drain if wanted, unmount, and wait for the daemon's end."""
-    volume = VolumeDir(state_dir, mount.name)
+    volume = volume_of(state_dir, mount.name)
     if is_dead(mount.mountpoint):
         unmount(mount.mountpoint)
         click.echo(f"{mount.mountpoint}: the daemon was gone; the mount is cleared")

@@ -16,10 +16,12 @@ import trio
 from stashcordfs.cache import LocalFiles, Marks
 from stashcordfs.errors import FsError, JournalError, StashcordError
 from stashcordfs.journal import Journal
+from stashcordfs.ops.audit import AuditLog
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.checkpointing import Checkpointer, CheckpointSettings
 from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability, Levels
+from stashcordfs.vfs.erasing import Eraser
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
 from stashcordfs.vfs.garbage_plan import CollectSettings
@@ -31,6 +33,7 @@ from stashcordfs.vfs.reading import Reader
 from stashcordfs.vfs.repacking import Repacker
 from stashcordfs.vfs.settling import Settler
 from stashcordfs.vfs.telling import Telltale
+from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 from stashcordfs.vfs.usage import Usage
 from stashcordfs.vfs.xattrs import Xattrs
@@ -49,7 +52,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a volume is mounted. Bytes and seconds."""
+    """How a volume is mounted. Bytes and seconds. `history_s`: of the trash, 0: it is off."""
 
     block_bytes: int
     limits: CacheLimits
@@ -62,6 +65,7 @@ class Options:
     atime: str = "relatime"
     max_bytes: int = 0
     read_only: bool = False
+    history_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,12 @@ class Assembly:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     nursery: trio.Nursery
     publisher: Publisher | None = None
     fence: Fence | None = None
     collector: Collector | None = None
+    eraser: Eraser | None = None
 
 
 def _spawn_in(nursery: trio.Nursery, report: Callable[[str], None]) -> Spawn:
@@ -163,7 +169,7 @@ async def _told(
         now_ns=now_ns,
         report=report,
         requests=telling.requests,
-        busy=lambda: uploader.crowded,
+        busy=lambda: uploader.crowded or uploader.sending,
         settings=telling.settings,
     )
     await fence.load()
@@ -246,6 +252,7 @@ async def assembled(
     clock: Callable[[], float],
     now_ns: Callable[[], int],
     power_lost: Callable[[Journal], Awaitable[bool]],
+    begun: Callable[[Journal], Awaitable[None]],
     ended: Callable[[Journal], Awaitable[None]],
     report: Callable[[str], None],
     last_error: Callable[[], str] = lambda: "",
@@ -253,8 +260,8 @@ async def assembled(
 ) -> AsyncIterator[Assembly]:
     """The parts over the local state in `folder`, loaded and ready to serve.
 
-    Afterwards their tasks are ended, everything is made durable here, `ended` is told, and all is
-    closed.
+    `begun` is told when what the last run left is taken up, `ended` when everything is durable here
+    and the tasks have ended; then all is closed.
     """
     async with AsyncExitStack() as stack:
         journal = Journal.open(folder / "journal.sqlite", clock_ns=now_ns)
@@ -278,6 +285,7 @@ async def assembled(
         for left in await journal.nameless():
             await journal.purge(left)
         await blocks.load(power_lost=lost)
+        await begun(journal)
         await journal.wal_sync()
         network = Network(probe=store.ping, clock=clock)
         levels = Levels(journal, options.durability)
@@ -318,7 +326,7 @@ async def assembled(
             durability = Durability(
                 blocks=blocks, journal=journal, uploader=uploader, deadline_s=options.deadline_s
             )
-            publisher, fence, collector = None, None, None
+            publisher, fence, collector, eraser = None, None, None, None
             if telling is not None:
                 fence, publisher = await _told(
                     telling,
@@ -336,6 +344,21 @@ async def assembled(
                     telling, folder, journal, store, keys, uploader, settler, publisher, fence,
                     network, clock, now_ns,
                 )  # fmt: skip
+                eraser = Eraser(
+                    journal=journal,
+                    folder=folder,
+                    blocks=blocks,
+                    store=store,
+                    keys=keys,
+                    journal_channel=telling.store.channels[0],
+                    uploader=uploader,
+                    durability=durability,
+                    publisher=publisher,
+                    fence=fence,
+                    collector=collector,
+                    now_ns=now_ns,
+                    audit=AuditLog(folder / "audit.log"),
+                )
             telltale = Telltale(
                 journal=journal, blocks=blocks, told=publisher, last_error=last_error
             )
@@ -359,9 +382,17 @@ async def assembled(
                 require_writable=_gate(options, fence),
                 published=None if publisher is None else publisher.flush,
             )
+            trash = TrashCan(
+                journal=journal,
+                blocks=blocks,
+                levels=levels,
+                now_ns=now_ns,
+                require_writable=_gate(options, fence),
+                keep_s=options.history_s,
+            )
             yield Assembly(
-                journal, blocks, reader, uploader, settler, durability, levels, filesystem,
-                nursery, publisher, fence, collector,
+                journal, blocks, reader, uploader, settler, durability, levels, filesystem, trash,
+                nursery, publisher, fence, collector, eraser,
             )  # fmt: skip
             nursery.cancel_scope.cancel()
         await durability.sync()

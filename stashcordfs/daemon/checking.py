@@ -6,27 +6,16 @@ assembled as for a mount, but for the kernel, and what must be sent anew is sent
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.daemon.assembly import assembled
 from stashcordfs.daemon.collecting import collecting
-from stashcordfs.daemon.ground import ended_cleanly, ground_of, is_another, power_was_lost
-from stashcordfs.daemon.mounted import assembly_options
-from stashcordfs.daemon.provision import (
-    open_keys,
-    open_store,
-    read_record,
-    store_on,
-    telling,
-)
-from stashcordfs.daemon.token import Token
+from stashcordfs.daemon.ground import ground_of, is_another
+from stashcordfs.daemon.opened import opened, unheard
+from stashcordfs.daemon.provision import read_record
 from stashcordfs.daemon.verifying import verifier_of, verifying
-from stashcordfs.discord.client import ClientStats, DiscordClient
-from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import JournalError, StashcordError
 from stashcordfs.journal.inspection import inspect
 from stashcordfs.recovery import fsck
@@ -110,24 +99,9 @@ async def _verify_assembled(
     part: tuple[int, int] | None,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, object]:
-    record = volume.read_record()
-    keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     outcome: dict[str, object] = {}
-    async with (
-        open_store(Token(settings), record, ClientStats(), KeptLimits(volume.limits_path)) as store,
-        assembled(
-            volume.path,
-            assembly_options(settings, record.block_size, atime="noatime"),
-            store=store,
-            keys=keys,
-            clock=trio.current_time,
-            now_ns=time.time_ns,
-            power_lost=partial(power_was_lost, volume.path),
-            ended=partial(ended_cleanly, volume.path),
-            report=_unheard,
-        ) as made,
-    ):
-        verifier = verifier_of(made, volume, store, keys, _unheard)
+    async with opened(settings, volume) as (made, store, keys):
+        verifier = verifier_of(made, volume, store, keys, unheard)
         async for event in verifying(verifier, made.nursery, data=data, part=part):
             if "outcome" in event:
                 outcome = event["outcome"]
@@ -150,51 +124,20 @@ def collect_volume(
     volume = VolumeDir(settings.state_dir, name)
     volume.read_record()
     with volume.lock():
-        return trio.run(partial(_collect_assembled, settings, volume, progress=progress))
+        return trio.run(partial(_collect_opened, settings, volume, progress=progress))
 
 
-async def _collect_assembled(
+async def _collect_opened(
     settings: Settings, volume: VolumeDir, *, progress: Callable[[str, int, int], None]
 ) -> dict[str, object]:
-    record = volume.read_record()
-    keys = await trio.to_thread.run_sync(open_keys, settings, volume)
-    stats = ClientStats()
-    async with (
-        DiscordClient(
-            api_url=record.api_url,
-            token=Token(settings),
-            stats=stats,
-            kept=KeptLimits(volume.limits_path),
-        ) as client,
-        assembled(
-            volume.path,
-            assembly_options(settings, record.block_size, atime="noatime"),
-            store=store_on(client, record),
-            keys=keys,
-            clock=trio.current_time,
-            now_ns=time.time_ns,
-            power_lost=partial(power_was_lost, volume.path),
-            ended=partial(ended_cleanly, volume.path),
-            report=_unheard,
-            telling=telling(client, volume, stats, settings),
-        ) as made,
-    ):
+    outcome: dict[str, object] = {}
+    async with opened(settings, volume, telling_too=True) as (made, _, _):
         assert made.collector is not None
-        assert made.fence is not None
         assert made.publisher is not None
-        await made.fence.settle()
-        if made.fence.reason:
-            raise StashcordError(made.fence.reason)
-        for task in (made.uploader.run, made.publisher.run, made.durability.run_commits):
-            made.nursery.start_soon(task)
         async for event in collecting(made.collector, made.nursery):
             if "outcome" in event:
-                outcome: dict[str, object] = event["outcome"]
+                outcome = event["outcome"]
             else:
                 progress(str(event["stage"]), 0, 0)
         await made.publisher.finish()
     return outcome
-
-
-def _unheard(text: str) -> None:
-    """The outcome tells all of it."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from stashcordfs.daemon.collecting import collecting
+from stashcordfs.daemon.purging import plan_purge, purging
+from stashcordfs.daemon.trashing import empty_trash, list_trash, restore_trash
 from stashcordfs.daemon.verifying import verifying
 from stashcordfs.errors import ContentLost, StashcordError
 from stashcordfs.ops.control import serve_control
@@ -82,6 +85,11 @@ class Control:
                 "sync": self._sync,
                 "drain": self._drain,
                 "verify": self._verify,
+                "trash_list": partial(list_trash, self._parts.trash),
+                "trash_restore": partial(restore_trash, self._parts.trash),
+                "trash_empty": partial(empty_trash, self._parts.trash),
+                "purge_plan": partial(plan_purge, self._parts.eraser),
+                "purge": self._purge,
                 "gc": self._gc,
                 "shutdown": self._shutdown,
             },
@@ -104,7 +112,8 @@ class Control:
             yield event
 
     async def _drain(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, object], None]:
-        if self._parts.fenced:  # nothing of ours gets there any more; what is here stays here
+        # Nothing of ours gets there any more, or nothing was written; what is here stays here.
+        if self._parts.fenced or self._parts.publisher is None:
             yield self._progress()
             return
         self._parts.state = "draining"
@@ -187,6 +196,12 @@ class Control:
             async for event in events:
                 yield event
 
+    async def _purge(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
+        events = purging(self._parts.eraser, self._parts.nursery, request)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
     async def _gc(self, request: dict[str, Any]) -> AsyncIterator[dict[str, object]]:
         collector = self._parts.collector
         if collector is None:
@@ -264,6 +279,7 @@ class Control:
         metrics.unsettled_uploads.set(parts.settler.unsettled)
         metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())
         metrics.oldest_dirty_seconds.set(parts.uploader.oldest_dirty_s())
+        metrics.discord_age_seconds.set(parts.discord_age_s())
         stats, uploads = parts.stats, parts.uploader.state
         metrics.token_rejected.set(parts.client.gate.rejected)
         if (collector := parts.collector) is not None:

@@ -25,12 +25,18 @@ def ground_of(folder: Path) -> str:
 
 async def power_was_lost(folder: Path, journal: Journal) -> bool:
     """Whether the last run stood on another ground than this one, and did not end cleanly."""
-    ground = ground_of(folder)
     last = await journal.get_local("ground")
     clean = await journal.get_local("clean_ground")
-    await journal.set_local("ground", ground)
+    return is_another(ground_of(folder), last, clean)
+
+
+async def stand_here(folder: Path, journal: Journal) -> None:
+    """Note what this run stands on, once what the last one left is taken up.
+
+    Not before: a run killed in between would have the next one trust what a power cut has left.
+    """
+    await journal.set_local("ground", ground_of(folder))
     await journal.set_local("clean_ground", "")
-    return is_another(ground, last, clean)
 
 
 def is_another(ground: str, last: str | None, clean: str | None) -> bool:

@@ -23,7 +23,7 @@ import trio
 from stashcordfs.config import load_settings
 from stashcordfs.daemon.assembly import Assembly, Options, assembled
 from stashcordfs.daemon.control import Control
-from stashcordfs.daemon.ground import ended_cleanly, power_was_lost
+from stashcordfs.daemon.ground import ended_cleanly, power_was_lost, stand_here
 from stashcordfs.daemon.provision import open_keys, store_on, telling
 from stashcordfs.daemon.sleep import SleepWatch, boottime
 from stashcordfs.daemon.token import Token, TokenWatch
@@ -51,10 +51,12 @@ if TYPE_CHECKING:
     from stashcordfs.vfs.blocks import Blocks
     from stashcordfs.vfs.collecting import Collector
     from stashcordfs.vfs.durability import Durability, Levels
+    from stashcordfs.vfs.erasing import Eraser
     from stashcordfs.vfs.fencing import Fence
     from stashcordfs.vfs.filesystem import FileSystem
     from stashcordfs.vfs.publishing import Publisher
     from stashcordfs.vfs.settling import Settler
+    from stashcordfs.vfs.trash_can import TrashCan
     from stashcordfs.vfs.uploading import Uploader
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class Parts:
     durability: Durability
     levels: Levels
     filesystem: FileSystem
+    trash: TrashCan
     stats: ClientStats
     client: DiscordClient
     token: Token
@@ -101,6 +104,7 @@ class Parts:
     publisher: Publisher | None = None
     fence: Fence | None = None
     collector: Collector | None = None
+    eraser: Eraser | None = None
     started_at: float = field(default_factory=time.time)
     state: str = "mounted"
     metrics: Metrics = field(default_factory=Metrics)
@@ -110,13 +114,18 @@ class Parts:
         """Why this mount has become read-only; empty while it has not."""
         return self.fence.reason if self.fence else ""
 
+    def discord_age_s(self) -> float:
+        """Age of the oldest change or byte that Discord does not have; 0 when it has all."""
+        told_s = self.publisher.behind_s if self.publisher is not None else 0.0
+        return max(told_s, self.uploader.oldest_dirty_s())
+
     def _told(self) -> dict[str, object]:
         """What Discord knows of the journal."""
         if self.publisher is None:
             return {}
         return {
             "segment": self.publisher.segment,
-            "discord_age_s": round(max(self.publisher.behind_s, self.uploader.oldest_dirty_s()), 1),
+            "discord_age_s": round(self.discord_age_s(), 1),
         }
 
     def _garbage(self) -> dict[str, object]:
@@ -158,6 +167,9 @@ class Parts:
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
             "damaged_blocks": self.verifier.damaged_blocks,
+            "trash_files": self.trash.usage[0],
+            "trash_bytes": self.trash.usage[1],
+            "erasing": self.eraser.pending if self.eraser else 0,
             **self._told(),
             **self._garbage(),
             "last_error": self.fenced or self.report.last_error,
@@ -165,7 +177,7 @@ class Parts:
 
     def _read_settings(self) -> tuple[Settings, str]:
         """The settings as they are now, and the token, for which a command may run. Blocks."""
-        new = load_settings(volume=self.name)
+        new = load_settings(volume=self.name.partition("@")[0])
         return new, "" if new.token is None else new.token.reveal()
 
     async def reload(self) -> None:
@@ -233,6 +245,7 @@ def assembly_options(
         atime=atime,
         max_bytes=settings.max_size,
         read_only=read_only,
+        history_s=settings.history_days * 86_400.0,
     )
 
 
@@ -249,10 +262,21 @@ def run_mount(
     """
     volume = VolumeDir(settings.state_dir, name)
     volume.read_record()
+    with volume.lock():
+        serve_volume(settings, volume, mountpoint, options, ready)
+
+
+def serve_volume(
+    settings: Settings,
+    volume: VolumeDir,
+    mountpoint: Path,
+    options: Mapping[str, str | bool],
+    ready: Callable[[], None],
+) -> None:
+    """The same with a volume whose lock the caller holds."""
     _bound_malloc()
     gc.freeze()  # what is loaded by now stays: the collector need not look at it again
-    with volume.lock():
-        trio.run(_main, settings, volume, mountpoint, options, ready)
+    trio.run(_main, settings, volume, mountpoint, options, ready)
 
 
 def _bound_malloc() -> None:
@@ -291,8 +315,9 @@ async def _main(
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     report = Report()
     stats = ClientStats()
-    token = Token(settings, again=partial(load_settings, volume=volume.name))
-    sorted_options = sort_options(volume.name, options)
+    name = volume.mount_name.partition("@")[0]
+    token = Token(settings, again=partial(load_settings, volume=name))
+    sorted_options = sort_options(volume.mount_name, options)
     chosen = assembly_options(
         settings,
         record.block_size,
@@ -315,6 +340,7 @@ async def _main(
             clock=boottime,
             now_ns=time.time_ns,
             power_lost=partial(power_was_lost, volume.path),
+            begun=partial(stand_here, volume.path),
             ended=partial(ended_cleanly, volume.path),
             report=report,
             last_error=lambda: report.last_error,
@@ -322,7 +348,7 @@ async def _main(
         ) as assembly,
     ):
         parts = Parts(
-            volume.name,
+            volume.mount_name,
             mountpoint,
             settings,
             assembly.blocks,
@@ -331,6 +357,7 @@ async def _main(
             assembly.durability,
             assembly.levels,
             assembly.filesystem,
+            assembly.trash,
             stats,
             client,
             token,
@@ -354,6 +381,7 @@ async def _main(
             assembly.publisher,
             assembly.fence,
             assembly.collector,
+            assembly.eraser,
         )
         assembly.uploader.freed = _trim_malloc
         await _serve(parts, volume, sorted_options, ready, assembly.nursery)
@@ -391,6 +419,9 @@ async def _serve(
         shown=options.shown,
     )
     session = Session(operations, parts.mountpoint, options=options.kernel)
+    parts.trash.named = operations.named
+    if parts.eraser is not None:
+        parts.eraser.unnamed = operations.unnamed
     control = Control(parts, session, notifier, metrics)
     with session.mounted():
         for task in (
@@ -398,6 +429,8 @@ async def _serve(
             parts.durability.run_syncs,
             parts.uploader.run,
             parts.settler.run_watch,
+            *([] if options.read_only else [parts.trash.run]),
+            *([parts.eraser.run] if parts.eraser else []),
             parts.blocks.run_spares,
             parts.token_watch.run,
             parts.sleep.run,

@@ -7,6 +7,7 @@ had fetched into STATE/NAME/recover.
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import tempfile
@@ -33,10 +34,11 @@ from stashcordfs.vfs.journal_channel import JournalChannel
 from stashcordfs.volumes import VolumeDir, VolumeRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from stashcordfs.config import Settings
     from stashcordfs.crypto.keys import VolumeKeys
+    from stashcordfs.journal import Trashed
     from stashcordfs.journal.changes import Lost
     from stashcordfs.store.discord_store import DiscordStore
     from stashcordfs.types import Ino
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _WORK = "recover"
-_LISTED = 1000  # paths that are named; all are counted
+_TRASH_PAGE = 1000
+_REPORT = "recovered.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,14 @@ def recover_volume(
     return report
 
 
+def _keep_report(volume: VolumeDir, report: dict[str, Any]) -> None:
+    """What is lost must be known later too: a recovery cannot be asked twice."""
+    path = volume.path / _REPORT
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    report["report"] = str(path)
+
+
 async def _recover(
     settings: Settings,
     volume: VolumeDir | None,
@@ -104,12 +115,14 @@ async def _recover(
         )
         store = journal_store_on(client, place)
         record, posted, keys = await _open_record(store, wanted, progress)
-        task = _Task(wanted, store, store_on(client, place), keys, record, work, progress)
+        task = Rebuilding(wanted, store, store_on(client, place), keys, record, work, progress)
         report = await task.run()
         if volume is not None:
             await task.claim()
-            _complete(volume, work, posted, record, place)
         report["requests"] = stats.requests
+        if volume is not None:
+            _keep_report(volume, report)
+            _complete(volume, work, posted, record, place)
         return report
 
 
@@ -147,7 +160,7 @@ async def _open_record(
     raise fault
 
 
-class _Task:
+class Rebuilding:
     """One recovery, from the keys to a journal in `work`."""
 
     def __init__(
@@ -309,13 +322,16 @@ async def _losses(
     for one in lost:
         gone[one.ino].append(one)
     missing = []
-    for ino, blocks in list(gone.items())[:_LISTED]:
+    trashed = await _places_in_trash(journal) if gone else {}
+    for ino, blocks in gone.items():
+        held = [trashed[place] for place in await journal.names_of(ino) if place in trashed]
         missing.append(
             {
                 "path": await _path_of(journal, ino),
                 "bytes": sum(block.size_bytes for block in blocks),
                 "blocks": sum(not block.cut for block in blocks),
                 "cut": any(block.cut for block in blocks),
+                "in_trash": held[0].found.ino if held else None,
             }
         )
     stale = {ino for ino, _ in older}
@@ -323,15 +339,23 @@ async def _losses(
         "missing": missing,
         "missing_files": len(gone),
         "missing_bytes": sum(one.size_bytes for one in lost),
-        "older": [await _path_of(journal, ino) for ino in _first(sorted(stale))],
+        "older": [await _path_of(journal, ino) for ino in sorted(stale)],
         "older_files": len(stale),
     }
 
 
-def _first(inos: Iterable[Ino]) -> list[Ino]:
-    return list(inos)[:_LISTED]
-
-
 async def _path_of(journal: Journal, ino: Ino) -> str:
-    paths = await journal.paths_of(ino)
-    return paths[0].decode("utf-8", "surrogateescape") if paths else f"inode {ino}, without a name"
+    return (await journal.told_path(ino)).decode("utf-8", "surrogateescape")
+
+
+async def _places_in_trash(journal: Journal) -> dict[tuple[Ino, bytes], Trashed]:
+    """The newest content that the trash has of each place."""
+    newest: dict[tuple[Ino, bytes], Trashed] = {}
+    at = 0
+    while page := await journal.trash_page(at, _TRASH_PAGE):
+        at = page[-1].found.ino
+        for entry in page:
+            known = newest.get((entry.parent, entry.name))
+            if not entry.is_folder and (known is None or known.deleted_ns <= entry.deleted_ns):
+                newest[entry.parent, entry.name] = entry
+    return newest

@@ -29,6 +29,9 @@ _PAGE_ENTRIES = 64
 _RENAME_WHITEOUT = 4  # linux/fs.h; pyfuse3 passes it on, but has no name for it
 _RENAME_KNOWN = pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE | _RENAME_WHITEOUT
 _RIGHTS = 0o777
+# Of a file that is open for writing the kernel knows size and times itself, but not its blocks;
+# those it asks for again at the close (fs/fuse/file.c, fuse_flush), or when this has passed.
+_WRITTEN_TIMEOUT_S = 1.0
 _ACLS = b"system.posix_acl_"
 
 
@@ -118,6 +121,14 @@ class StashcordOperations(pyfuse3.Operations):
         self._metrics.guarded_faults.labels(name).inc()
         self.report(f"{name}: internal error {type(error).__name__}; see the log")
 
+    def named(self, parent: Ino, name: bytes) -> None:
+        """A name has come that the kernel did not ask for: it must forget that there is none."""
+        pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+    def unnamed(self, parent: Ino, name: bytes, ino: Ino) -> None:
+        """A name has gone that the kernel did not remove: it must forget it and its file."""
+        pyfuse3.invalidate_entry_async(parent, name, deleted=ino, ignore_enoent=True)
+
     def _entry(self, found: Attributes) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino = found.ino
@@ -133,6 +144,8 @@ class StashcordOperations(pyfuse3.Operations):
         entry.st_mtime_ns = found.mtime_ns
         entry.st_ctime_ns = found.ctime_ns
         entry.entry_timeout = entry.attr_timeout = self._timeout_s
+        if self._fs.is_written(found.ino):
+            entry.attr_timeout = min(self._timeout_s, _WRITTEN_TIMEOUT_S)
         if self._shown is not None:
             _show(entry, self._shown)
         return entry

@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from stashcordfs.journal.engine import ChunkEntry, Intent
 from stashcordfs.journal.journal import Journal
+from stashcordfs.journal.trash import Trashed
 
-__all__ = ["ChunkEntry", "Intent", "Journal"]
+__all__ = ["ChunkEntry", "Intent", "Journal", "Trashed"]

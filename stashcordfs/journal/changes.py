@@ -107,23 +107,35 @@ class Changes(Outbox):
     async def note_losses(
         self, dirty: Iterable[tuple[Ino, int]], block_bytes: int
     ) -> tuple[list[Lost], list[tuple[Ino, int]]]:
-        """Settle blocks (inode, index, in order) that a lost machine alone had: lost, and older.
-
-        What never reached Discord is an error when it is read, never zeros. Only where a file had
-        grown at its end, it ends where its content ends. Of older blocks Discord has what they were
-        before. Uploads that were under way are no more.
-        """
-        lost: list[Lost] = []
-        older: list[tuple[Ino, int]] = []
-        for ino, group in groupby(dirty, key=lambda block: block[0]):
-            found = self._engine.inode(ino)
-            if found is not None:
-                await self._lose(found, [index for _, index in group], block_bytes, lost, older)
+        """Settle what a lost machine alone had, as `lose_blocks`. Uploads under way are no more."""
+        settled = await self.lose_blocks(dirty, block_bytes)
         with self._db.operation:
             self._db.run(
                 "DELETE FROM chunks WHERE pack IN (SELECT id FROM packs WHERE message = 0)"
             )
             self._db.run("DELETE FROM packs WHERE message = 0")
+        return settled
+
+    async def lose_blocks(
+        self, dirty: Iterable[tuple[Ino, int]], block_bytes: int
+    ) -> tuple[list[Lost], list[tuple[Ino, int]]]:
+        """Do without blocks (inode, index, in order) that Discord does not have: lost, and older.
+
+        What never reached Discord is an error when it is read, never zeros. Only where a file had
+        grown at its end, it ends where its content ends. Of older blocks Discord has what they were
+        before.
+        """
+        lost: list[Lost] = []
+        older: list[tuple[Ino, int]] = []
+        for ino, group in groupby(dirty, key=lambda block: block[0]):
+            found = self._engine.inode(ino)
+            if found is None:
+                continue
+            before = len(lost) + len(older)
+            await self._lose(found, [index for _, index in group], block_bytes, lost, older)
+            if not found.nlink and (more := len(lost) + len(older) - before):
+                with self._db.operation:
+                    self._db.run("UPDATE trash SET lost = lost + ? WHERE ino = ?", (more, ino))
         return lost, older
 
     async def _lose(

@@ -84,6 +84,13 @@ class Garbage(Holdings):
         for noted in self._noted:
             noted.add((ino, index))
 
+    def _note_references(self, ino: Ino, indexes: Iterable[int]) -> None:
+        """Blocks refer to chunks that others refer to as well. Within an operation."""
+        if self._noted:
+            blocks = [(ino, index) for index in indexes]
+            for noted in self._noted:
+                noted.update(blocks)
+
     async def referred_chunks(self, blocks: Iterable[Block]) -> dict[Block, tuple[int, int]]:
         """What these blocks refer to now: the row of the chunk, and of its pack."""
         found = {}
@@ -155,8 +162,9 @@ class Garbage(Holdings):
         """What only history needs is another row's to keep, if that is not in use itself."""
         with self._db.operation:
             self._db.run(
-                "UPDATE unused SET since_ns = max(since_ns, o.since_ns)"
-                " FROM (SELECT since_ns FROM unused WHERE chunk = ?) AS o WHERE chunk = ?",
+                "UPDATE unused SET since_ns = max(since_ns,"
+                " coalesce((SELECT o.since_ns FROM unused o WHERE o.chunk = ?), 0))"
+                " WHERE chunk = ?",
                 (old, other),
             )
 

@@ -29,7 +29,8 @@ SELECT id, chunk_id, number, offset, length, plain_length, codec FROM chunks
 WHERE pack = ? ORDER BY number
 """
 _BLOCKS = """
-SELECT l.ino, l.idx, c.id IS NULL OR p.id IS NULL OR p.message <= 0, p.id
+SELECT l.ino, l.idx, (c.id IS NULL OR p.id IS NULL OR p.message <= 0)
+  AND (l.chunk != 0 OR NOT EXISTS (SELECT 1 FROM trash t WHERE t.ino = l.ino)), p.id
 FROM chunk_list l LEFT JOIN chunks c ON c.id = l.chunk LEFT JOIN packs p ON p.id = c.pack
 WHERE (l.ino, l.idx) > (?, ?) ORDER BY l.ino, l.idx LIMIT ?
 """
@@ -121,7 +122,8 @@ class Holdings:
     ) -> tuple[list[tuple[Ino, int, int | None]], tuple[int, int] | None]:
         """Blocks whose content is lost, among the next entries, with their pack's row if known.
 
-        Also where to go on, None at the end.
+        What a file in the trash never had on Discord is not among them. Also where to go on, None
+        at the end.
         """
         rows = self._db.all(_BLOCKS, (*after, _BLOCKS_AT_ONCE))
         damaged = [(Ino(ino), index, pack) for ino, index, lost, pack in rows if lost]

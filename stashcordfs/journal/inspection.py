@@ -10,6 +10,7 @@ from stashcordfs.journal.sqlite.checks import (
     check_names,
     check_packs,
     check_reach,
+    check_trash,
 )
 from stashcordfs.journal.sqlite.inspection import Fault, Inspection, inspect, readable
 from stashcordfs.journal.sqlite.repairs import LostFile, forget_cached, mend, rebuild_indexes
@@ -28,6 +29,7 @@ __all__ = [
     "check_names",
     "check_packs",
     "check_reach",
+    "check_trash",
     "forget_cached",
     "inspect",
     "mend",

@@ -11,11 +11,9 @@ import stat
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self
 
-import trio
-
 from stashcordfs.errors import FsError
 from stashcordfs.journal import rules
-from stashcordfs.journal.changes import Changes
+from stashcordfs.journal.erasing import Erasing
 from stashcordfs.journal.outbox import bitmap_of
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
@@ -26,14 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 XATTR_VALUE_MAX = 65_536  # XATTR_SIZE_MAX, linux/limits.h
-_BATCH = 4000  # rows of a chunk list deleted before others get a turn
+_BATCH = 4000  # rows of a chunk list cut off before others get a turn
 XATTRS_MAX = 1 << 20  # of one inode: they go at once with it, and a segment must hold that
 
 
-class Journal(Changes):
+class Journal(Erasing):
     """Names and attributes; `Outbox` adds chunk lists, uploads and what is cached.
 
-    `Changes` adds what Discord is told of all this.
+    `Changes` adds what Discord is told of all this, `Trash` what becomes of the deleted.
     """
 
     def __init__(self, database: Database, clock_ns: Callable[[], int], writer_epoch: int) -> None:
@@ -151,12 +149,22 @@ class Journal(Changes):
         """Remove a name; the attributes after, whose nlink may be 0.
 
         An inode without a name that is not `kept` is forgotten in the same operation, as by
-        `purge`: it should be small, since its chunk list goes in one statement.
+        `purge`: it should be small, since its chunk list goes in one statement. What goes into the
+        trash stays.
         """
         with self._db.operation:
             self._db.names_changed = True
-            found = rules.unlink(self._engine, parent, name, now_ns=now_ns, kept=kept)
-            if not found.nlink and not kept(found):
+            found = rules.unlink(
+                self._engine, parent, name, now_ns=now_ns,
+                kept=(lambda left: self.trashes(left) or kept(left)) if self.keep_trash else kept,
+            )  # fmt: skip
+            if found.nlink:
+                return found
+            if self.trashes(found):
+                self._engine.put_in_trash(found, parent, name, now_ns)
+                if not kept(found):
+                    self._forget_local(found.ino, local=local(found.ino))
+            elif not kept(found):
                 if found.blocks:
                     self._db.run("DELETE FROM chunk_list WHERE ino = ?", (found.ino,))
                 self._forget(found, local=local(found.ino))
@@ -166,7 +174,9 @@ class Journal(Changes):
         """Remove an empty folder."""
         with self._db.operation:
             self._db.names_changed = True
-            return rules.rmdir(self._engine, parent, name, now_ns=now_ns)
+            left = rules.rmdir(self._engine, parent, name, now_ns=now_ns)
+            self._trash_folder(left, parent, name, now_ns)
+            return left
 
     async def rename(
         self,
@@ -183,10 +193,16 @@ class Journal(Changes):
         """Rename; what is left of a replaced inode, or None."""
         with self._db.operation:
             self._db.names_changed = True
-            return rules.rename(
+            left = rules.rename(
                 self._engine, old_parent, old_name, new_parent, new_name,
                 noreplace=noreplace, exchange=exchange, whiteout=whiteout, now_ns=now_ns,
             )  # fmt: skip
+            if left is not None and not left.nlink:
+                if self.trashes(left):
+                    self._engine.put_in_trash(left, new_parent, new_name, now_ns)
+                elif stat.S_ISDIR(left.mode):
+                    self._trash_folder(left, new_parent, new_name, now_ns)
+            return left
 
     async def read_dir(
         self, ino: Ino, after: int, limit: int
@@ -230,17 +246,21 @@ class Journal(Changes):
                 paths.append(b"/".join(reversed(parts)))
         return paths
 
+    async def told_path(self, ino: Ino) -> bytes:
+        """A path of an inode for a person; of one without a name, where it was."""
+        if paths := await self.paths_of(ino):
+            return paths[0]
+        entry = await self.trashed(ino)
+        if entry is None:
+            return b"(without a name) inode %d" % ino
+        return b"(in the trash) " + (await self.trash_path(entry) or entry.name)
+
     async def is_below(self, ino: Ino, ancestor: Ino) -> bool:
         """Whether one of the inode's paths leads through `ancestor`."""
         if ino == ancestor:
             return True
         parents = [parent for parent, _ in await self.names_of(ino)]
         return any(rules.is_within(self._engine, parent, ancestor) for parent in parents)
-
-    async def nameless(self) -> list[Attributes]:
-        """Inodes that an earlier run left without a name."""
-        rows = self._db.all("SELECT ino FROM inodes WHERE nlink = 0")
-        return [found for row in rows if (found := self._engine.inode(Ino(row[0])))]
 
     async def usage(self) -> tuple[int, int]:
         """How many inodes there are, and how many bytes the regular files hold."""
@@ -376,39 +396,6 @@ class Journal(Changes):
                 "UPDATE dirty SET pages = ? WHERE ino = ? AND idx = ?",
                 (bitmap_of(pages & kept), ino, index),
             )
-
-    def _stored_from(self, ino: Ino, first: int) -> int:
-        row = self._db.one(
-            "SELECT coalesce(sum(valid_length), 0) FROM chunk_list WHERE ino = ? AND idx >= ?",
-            (ino, first),
-        )
-        assert row is not None
-        return int(row[0])
-
-    async def purge(self, found: Attributes, *, local: bool = True) -> None:
-        """Forget an inode without a name, its chunk list in batches so that others get a turn.
-
-        `local`: this machine may know dirty or cached blocks of it.
-        """
-        ino = found.ino
-        while found.blocks:
-            with self._db.operation:
-                self._db.run(
-                    "DELETE FROM chunk_list WHERE ino = ?1 AND idx IN"
-                    " (SELECT idx FROM chunk_list WHERE ino = ?1 LIMIT ?2)",
-                    (ino, _BATCH),
-                )
-                gone = self._db.changes()
-            if gone < _BATCH:
-                break
-            await trio.lowlevel.checkpoint()
-        with self._db.operation:
-            self._forget(found, local=local)
-
-    def _forget(self, found: Attributes, *, local: bool) -> None:
-        for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
-            self._db.run(f"DELETE FROM {table} WHERE ino = ?", (found.ino,))  # noqa: S608  constants
-        self._engine.delete_inode(found)
 
     # ------------------------------------------------------------------ extended attributes
 

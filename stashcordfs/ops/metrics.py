@@ -101,6 +101,9 @@ class Metrics:
         self.oldest_unsettled_seconds = self._gauge(
             "oldest_unsettled_seconds", "Age of the oldest upload whose outcome is not known"
         )
+        self.discord_age_seconds = self._gauge(
+            "discord_age_seconds", "Age of the oldest change or byte that Discord does not have"
+        )
         self.oldest_dirty_seconds = self._gauge(
             "oldest_dirty_seconds", "Age of the oldest byte that is not on Discord yet"
         )

@@ -167,6 +167,7 @@ def _journal_stages(look: Inspection, place: Place) -> list[_Stage]:
         _Stage("inodes, link counts, sizes", 2 * inodes, of(journal.check_inodes(look))),
         _Stage("names and folders", 2 * names, of(journal.check_names(look))),
         _Stage("a path to every folder", inodes, of(journal.check_reach(look))),
+        _Stage("trash", rows("trash"), of(journal.check_trash(look))),
         _Stage("chunk lists", rows("chunk_list"), of(journal.check_chunk_lists(look, block_bytes))),
         _Stage("chunks within their packs", rows("chunks"), of(journal.check_chunks(look))),
         _Stage("packs", rows("packs"), of(journal.check_packs(look, place.newest_epoch))),

@@ -362,8 +362,7 @@ class Verifier:
             outcome.resent_blocks += 1
         else:
             outcome.damaged_blocks += 1
-            paths = await self._journal.paths_of(ino) or [b"(without a name) inode %d" % ino]
-            path = readable(paths[0])
+            path = readable(await self._journal.told_path(ino))
             if path in outcome.damaged or len(outcome.damaged) < _LISTED:
                 outcome.damaged[path] = outcome.damaged.get(path, 0) + 1
 

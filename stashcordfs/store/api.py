@@ -120,6 +120,12 @@ class ObjectStore(Protocol):
     async def find_records(self) -> list[bytes]:
         """What bears a record's name in the journal channel, oldest first; not yet verified."""
 
+    async def link(self, location: Location) -> str:
+        """Where an attachment is served now; a lease. ObjectMissing when it is gone."""
+
+    async def serves(self, link: str) -> bool:
+        """Whether a link still leads to anything: a deleted file may be served for hours."""
+
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Delete messages (channel, id). One that is gone already is no error."""
 

@@ -271,6 +271,20 @@ class DiscordStore:
                     records.append(await self.fetch(location, 0, attachment.size))
         return records
 
+    async def link(self, location: Location) -> str:
+        """Where an attachment is served now; a lease. ObjectMissing when it is gone."""
+        return await self._leases.url(
+            location.channel, location.message, location.attachment, location.filename
+        )
+
+    async def serves(self, link: str) -> bool:
+        """Whether the CDN still answers to a link. DiscordError when it cannot be asked."""
+        try:
+            await fetch_range(self._client, link, 0, 1)
+        except LinkExpired:
+            return False
+        return True
+
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Delete messages, young ones together. One that is gone already is no error."""
         for channel in sorted({channel for channel, _ in messages}):

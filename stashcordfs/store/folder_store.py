@@ -165,6 +165,14 @@ class FolderStore:
 
         return await self._run(scan)
 
+    async def link(self, location: Location) -> str:
+        """The file's path."""
+        return str(self._path(location))
+
+    async def serves(self, link: str) -> bool:
+        """Whether the file is there."""
+        return await self._run(lambda: os.access(link, os.F_OK))
+
     async def delete(self, messages: Sequence[tuple[int, int]]) -> None:
         """Remove messages; one that is gone already is no error."""
         for _, number in messages:

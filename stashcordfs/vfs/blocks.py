@@ -16,6 +16,7 @@ change under our feet (a network fetch), it is looked up again.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -129,7 +130,9 @@ class Blocks(BlockTable):
         try:
             self.files.write(live.key, index * self.block_bytes + start, data)
         except LocalDiskError:
-            if not dirty.whole:  # what was not written must not count as data
+            if made and not dirty.base_valid:
+                self._be_hole(live, index)
+            elif not dirty.whole:  # what was not written must not count as data
                 self._marks.update(dirty.slot, version, before)
             raise
         dirty.version = version
@@ -139,6 +142,12 @@ class Blocks(BlockTable):
         dirty.changed_s = self._clock()
         self._charge(dirty)
         self.unsynced.add(live)
+
+    def _be_hole(self, live: Live, index: int) -> None:
+        """The first write into a hole has failed: it may lie beyond the end, and cannot be sent."""
+        self._drop_dirty(live, index)
+        with suppress(LocalDiskError):  # a part may have been written
+            self.files.punch(live.key, index * self.block_bytes, self.block_bytes)
 
     def _cuts_a_page(self, dirty: Dirty, start: int, stop: int) -> bool:
         """Whether an edge of the write lies inside a page whose other bytes only the base has."""
@@ -310,12 +319,10 @@ class Blocks(BlockTable):
             return
         synced = any(d.synced for i, d in live.dirty.items() if (i + 1) * self.block_bytes > size)
         await self.journal.truncate(live.ino, size, self.block_bytes, now_ns)
-        if live.dirty:
-            self.journal.commit()  # before the marks say less
         live.size, live.size_changed = size, False
         live.synced_size = min(live.synced_size, size)
         live.lowest_size = min(live.lowest_size, size)
-        await self._forget_beyond(live, size)
+        cut = await self._forget_beyond(live, size)
         if live.dirty:
             self.unsynced.add(live)  # a sync under way knows the old size alone
         else:
@@ -323,10 +330,11 @@ class Blocks(BlockTable):
         if size == 0:
             await self._new_generation(live)
         elif self.files.exists(live.key):
+            self.journal.commit()
+            if cut is not None:  # not before: a process killed in between must find all marked
+                self._marks.update(cut.slot, cut.version, cut.pages)
             if synced:
                 await self.journal.wal_sync()
-            else:
-                self.journal.commit()
             if self.files.size(live.key) > live.size:  # a write may have come in meanwhile
                 self.files.resize(live.key, live.size)
         self.leave(live)
@@ -350,7 +358,9 @@ class Blocks(BlockTable):
         live.synced_size = live.size
         await self.journal.size_synced(live.ino, live.size, whole=True)
 
-    async def _forget_beyond(self, live: Live, size: int) -> None:
+    async def _forget_beyond(self, live: Live, size: int) -> Dirty | None:
+        """Drop blocks beyond the end. Returns the dirty one at the edge, not marked yet."""
+        new = None
         edge, cut = divmod(size, self.block_bytes)
         for index in [i for i in live.dirty if i > edge or (i == edge and not cut)]:
             self._drop_dirty(live, index)
@@ -362,13 +372,13 @@ class Blocks(BlockTable):
                 old.since_s, self._clock(), old.charge, old.synced,
             )  # fmt: skip
             old.heir = new
-            self._marks.update(old.slot, version, pages)
             live.dirty[edge] = new
             self._charge(new)
         first = edge + bool(cut)
         await self._forget_clean(await self.journal.cached_beyond(live.ino, first))
         if cut and edge not in live.dirty:
             await self._cut_clean(live, edge, cut)
+        return new
 
     async def _cut_clean(self, live: Live, index: int, length: int) -> None:
         """A clean block ends earlier now: its last checksum is of fewer bytes."""
@@ -408,6 +418,17 @@ class Blocks(BlockTable):
         local = self.is_local(found.ino)
         self.drop(found.ino, await self.journal.cached_beyond(found.ino, 0) if local else ())
         return local
+
+    def only_here(self, ino: Ino) -> list[int]:
+        """Blocks of an inode that Discord does not have in their last version."""
+        live = self.live.get(ino)
+        return [] if live is None else [i for i, d in live.dirty.items() if d.uploaded < d.version]
+
+    async def revive(self, ino: Ino) -> None:
+        """An inode without a name gets one again. What was its local file may yet be reaped."""
+        await self._forget_clean(await self.journal.cached_beyond(ino, 0))
+        generation = self._generations[ino] = await self._next_version()
+        await self.journal.set_local_generation(ino, generation)
 
     def is_local(self, ino: Ino) -> bool:
         """Whether this machine may know anything of the inode's blocks."""

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _WANTED = "checkpoint_wanted"
 _DELETES_AT_ONCE = 100
+_SEGMENTS_A_PART = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,16 @@ class CheckpointSettings:
 
     The bytes count from `least_bytes` on, and only when they are more than the checkpoint itself:
     so that what is sent for checkpoints stays below what is sent for segments. At an unmount half
-    of either is enough.
+    of either is enough. One is due as well when a segment waits `every_s` for it, if there are
+    `few_segments` by then, and more the more messages the checkpoint takes: segments that are
+    superseded within 13 days go a hundred a request, later ones one by one.
     """
 
     segments: int = 400
     least_bytes: int = 4 << 20
     keep_s: float = 7 * 86_400.0
+    every_s: float = 4 * 86_400.0
+    few_segments: int = 12
 
 
 class Checkpointer:
@@ -103,6 +108,10 @@ class Checkpointer:
         size = sum(o.size for o in since)
         number = newest.number if newest else 0
         parts = await self._journal.own_objects(KIND_CHECKPOINT, after=number - 1)
+        waited_s = (self._now_ns() - since[0].made_ns) / 1e9 if since else 0.0
+        few = self.settings.few_segments + _SEGMENTS_A_PART * len(parts)
+        if waited_s >= self.settings.every_s and len(since) >= few:
+            return True
         enough = max(self.settings.least_bytes, sum(o.size for o in parts))
         return len(since) * share >= self.settings.segments or size * share >= enough
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.errors import FsError, StashcordError
+from stashcordfs.errors import FsError, StashcordError, StoreError
 from stashcordfs.journal.census import take_census, take_contents
 from stashcordfs.ops.accounting import Account, charged
 from stashcordfs.store.api import BULK_S
@@ -195,8 +195,10 @@ class Collector:
         if thorough:
             return True
         with trio.move_on_after(self.settings.patience_s):
-            await self._uploader.calm()
             await self._publisher.due()
+            while self._uploader.crowded:
+                await self._uploader.calm()
+                await self._publisher.due()
         return not self._uploader.crowded  # what programs write goes first
 
     async def _await_look(self, *, thorough: bool) -> None:
@@ -226,7 +228,12 @@ class Collector:
                     continue
                 if not thorough and self._allowance() < _REPACK_COSTS:
                     break
-                done = await self._empty(batch, noted)
+                try:
+                    done = await self._empty(batch, noted)
+                except StoreError as error:  # not of the network: others need not wait for it
+                    log.warning("%d messages are not repacked: %s", len(batch), error)
+                    self._unreadable |= {each.address for each in batch}
+                    continue
                 outcome.newly_condemned += len(done)
                 outcome.repacked_messages += len(done)
                 outcome.repacked_bytes += self._posted_bytes
@@ -365,20 +372,21 @@ class Collector:
 
     # ------------------------------------------------------------------ for `purge`
 
-    async def expel(self, chunks: Collection[int]) -> list[Address]:
+    async def expel(self, chunks: Collection[int], *, packs: Collection[int] = ()) -> list[Address]:
         """Rewrite the messages that hold these rows of chunks, without them; their addresses.
 
-        Nothing may refer to the chunks any more (StashcordError), nor does history keep them. What
-        else the messages hold is packed anew. They are condemned, not deleted: call `delete` with
-        what this returns. Everything that is condemned is told in the next segment.
+        Also those of `packs` (rows), whatever they hold: for what their tables tell. Nothing may
+        refer to the chunks any more (StashcordError), nor does history keep them. What else the
+        messages hold is packed anew. They are condemned, not deleted: call `delete` with what this
+        returns. Everything that is condemned is told in the next segment.
         """
         self._fence.require_writable()
         doomed = set(chunks)
         async with self._turn:
             with charged(self.account):
                 async with self.looking() as (census, noted):
-                    packs = set(await self._journal.packs_of(doomed))
-                    held = [each for each in census.messages if packs & set(each.packs)]
+                    found = {*packs, *await self._journal.packs_of(doomed)}
+                    held = [each for each in census.messages if found & set(each.packs)]
                     condemned: list[Address] = []
                     room = self._store.limits.max_request_bytes * 9 // 10
                     for batch in batches(held, room):

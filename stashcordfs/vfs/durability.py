@@ -23,7 +23,6 @@ import trio
 
 from stashcordfs.errors import DiscordUnavailable, FsError, LocalDiskError
 from stashcordfs.types import PAGE_BYTES, ROOT_INO
-from stashcordfs.vfs.table import page_mask
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -250,8 +249,9 @@ class Durability:
                 dirty = dirty.heir
             # What was uploaded meanwhile has no row any more, and must not get one again.
             if live.dirty.get(index) is dirty and version > dirty.uploaded:
-                last = (live.lowest_size - 1) // PAGE_BYTES
-                kept = page_mask(0, last - index * (self._blocks.block_bytes // PAGE_BYTES))
+                left = -(-live.lowest_size // PAGE_BYTES)
+                left -= index * (self._blocks.block_bytes // PAGE_BYTES)
+                kept = (1 << max(0, left)) - 1
                 alive.append((index, version, pages & kept, dirty))
         if not alive:
             return

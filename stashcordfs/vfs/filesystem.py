@@ -230,16 +230,24 @@ class FileSystem:
             self._ghosts.popitem(last=False)
 
     async def _purge(self, found: Attributes) -> None:
+        only_here = self._blocks.only_here(found.ino)
         local = await self._blocks.abandon(found)
         if self._is_long(found):
-            self._spawn(self._forget, found, local)  # in batches, off this request
+            self._spawn(self._forget, found, local, only_here)  # in batches, off this request
         else:
-            await self._forget(found, local)
+            await self._forget(found, local, only_here)
 
-    async def _forget(self, found: Attributes, local: bool) -> None:
-        await self._journal.purge(found, local=local)
+    async def _forget(self, found: Attributes, local: bool, only_here: Sequence[int]) -> None:
+        await self._journal.purge(
+            found, local=local, only_here=only_here, block_bytes=self._blocks.block_bytes
+        )
 
     # ------------------------------------------------------------------ attributes
+
+    def is_written(self, ino: Ino) -> bool:
+        """Whether it is open for writing."""
+        live = self._blocks.live.get(ino)
+        return live is not None and live.writers > 0
 
     async def getattr(self, ino: Ino) -> Attributes:
         """Attributes as a program should see them: with writes that the journal will learn of."""
@@ -319,6 +327,13 @@ class FileSystem:
         """`mtime_ns`: None leaves it to whether the size changes, as truncate(2) has it."""
         if size > self._max_file_bytes:
             raise FsError(errno.EFBIG)
+        if size == 0 and live.size and not live.nameless:
+            await self._journal.keep_version(
+                live.ino,
+                only_here=self._blocks.only_here(live.ino),
+                block_bytes=self._blocks.block_bytes,
+                now_ns=self._now_ns(),
+            )
         if size != live.size or mtime_ns is not None:
             await self._blocks.truncate(live, size, self._now_ns())
 

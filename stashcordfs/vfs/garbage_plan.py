@@ -33,15 +33,16 @@ class CollectSettings:
 
     history_s: float = 7 * _DAY_S
     share: float = 0.15
-    daily: float = 24.0
+    daily: float = 8.0
     first_s: float = 600.0
     every_s: float = 6 * 3600.0
-    patience_s: float = 2 * 3600.0
+    patience_s: float = 6 * 3600.0
     grace_s: float = 3600.0
-    last_chance_s: float = _DAY_S
+    last_chance_s: float = 2 * _DAY_S
     slack: float = 0.25
+    repack_slack: float = 0.6
     least_bytes: int = 16 << 20
-    young_share: float = 0.6
+    young_share: float = 0.5
     old_share: float = 0.3
     orphans_every_s: float = 30 * _DAY_S
 
@@ -82,20 +83,22 @@ def make_plan(
         and each.share < settings.young_share
     ]
     allowed = 0 if thorough else int(settings.slack * needed)
-    if not last and waste <= allowed:
+    urgent = any(age_s(each.message) >= late_s - settings.every_s for each in last)
+    if not urgent and waste <= allowed:
         return plan
     plan.dead = [each for each in young if not each.needed_bytes]
-    plan.sparse = [each for each in last if each.needed_bytes]
+    plan.sparse = [each for each in last if each.needed_bytes] if urgent else []
     waste -= sum(_gain(each) for each in (*plan.dead, *plan.sparse))
     taken = {each.address for each in (*plan.dead, *plan.sparse)}
     rest = [(each, each.share) for each in young if each.share < settings.young_share]
     rest += [(each, 1 + each.share) for each in old if each.share < settings.old_share]
     rest = [item for item in rest if item[0].address not in taken]
+    # Seldom and many together, else messages go out half empty: so it begins late, and goes on.
+    much = thorough or waste > settings.repack_slack * needed
     for each, _ in sorted(rest, key=lambda item: _gain(item[0]) / item[1], reverse=True):
-        if waste <= allowed:
-            break
-        (plan.sparse if each.needed_bytes else plan.dead).append(each)
-        waste -= _gain(each)
+        if waste > allowed and (much or not each.needed_bytes):
+            (plan.sparse if each.needed_bytes else plan.dead).append(each)
+            waste -= _gain(each)
     return plan
 
 

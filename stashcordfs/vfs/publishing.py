@@ -116,6 +116,8 @@ class Publisher:
         self._wanted = 0
         checkpointer.cover = self._cover
         self._closing: trio.Event | None = None
+        self._renewing: trio.Event | None = None
+        self._renewed = 0
         self._posted = 0
         self.segment = 0
 
@@ -219,6 +221,20 @@ class Publisher:
         self._wake.set()
         await self._closing.wait()
 
+    async def renew(self) -> int:
+        """Begin history anew, for a purge: a checkpoint and segments that tell nothing of before.
+
+        Returns the number of a segment. With the newest checkpoint, those after it are all that
+        somebody needs; neither they nor the copies in their messages tell what was deleted before
+        this call. EROFS when another writer has the volume.
+        """
+        self._fence.require_writable()
+        self._renewing = done = self._renewing or trio.Event()
+        self._wake.set()
+        await done.wait()
+        self._fence.require_writable()
+        return self._renewed
+
     # ------------------------------------------------------------------ when
 
     def uploaded(self, since_s: float) -> None:
@@ -249,7 +265,8 @@ class Publisher:
         if self._paused_until_s > now:
             return self._paused_until_s - now
         unsent = self._wanted > self._posted or self._cut_oldest_s < math.inf
-        if self._again or unsent or self._closing is not None or not self._fence.claimed:
+        asked = self._closing is not None or self._renewing is not None
+        if self._again or unsent or asked or not self._fence.claimed:
             return 0.0
         look_s = self._channel.looked_s + self.settings.look_every_s
         wait_s = min(self._due_s, look_s) - now
@@ -288,6 +305,8 @@ class Publisher:
         await trio.sleep_forever()
 
     def _end_closing(self) -> None:
+        if self._fence.reason and self._renewing is not None:
+            self._renewing.set()
         if self._closing is not None:
             self._closing.set()
             self._closing = None
@@ -302,9 +321,23 @@ class Publisher:
             await self._cut()
             await self._post()
             self._tell()
+        if self._renewing is not None:
+            await self._renew(self._renewing)
         if await self._checkpointer.is_due(closing=self._closing is not None):
             await self._checkpointer.take()
         self._end_closing()
+
+    async def _renew(self, asked: trio.Event) -> None:
+        # The first tells what was deleted, by name; the second carries a copy of the first.
+        for _ in range(2):
+            await self._cut(even_empty=True)
+            await self._post()
+        self._renewed = self.segment
+        await self._checkpointer.take()
+        await self._cut(even_empty=True)  # its message carries a copy of the second
+        await self._post()
+        self._renewing = None
+        asked.set()
 
     async def _cover(self, change: int) -> None:
         """A segment on Discord holds this change, and tells which blocks are only here."""

@@ -319,7 +319,8 @@ class Settler:
     async def _late(self, found: Sequence[Location]) -> set[tuple[int, int]]:
         """Messages that nothing refers to, and nothing will: none of their packs stands there.
 
-        A pack of message 0 is still being settled: its message may be the one to keep.
+        A pack of message 0 is still being settled: its message may be the one to keep. What is
+        condemned is the collector's to delete, in its time.
         """
         kept = await self._journal.messages_of({at.filename for at in found})
         stands = {
@@ -327,6 +328,7 @@ class Settler:
             for at in found
             if at.filename in kept and kept[at.filename] in ((0, 0), (at.channel, at.message))
         }
+        stands |= {(each.channel, each.message) for each in await self._journal.condemned()}
         return {(at.channel, at.message) for at in found} - stands
 
     def _looked_through(self, begun_s: float, newest: int) -> None:

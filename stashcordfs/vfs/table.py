@@ -123,10 +123,13 @@ class BlockTable:
 
     async def _load_marked(self, on_disk: dict[tuple[Ino, int], int]) -> None:
         cached = {key for key, _ in await self.journal.cached_all()}
+        nameless = []
         rows = {(ino, index): version for ino, index, version, _ in await self.journal.all_dirty()}
         for mark in sorted(self._marks, key=lambda mark: mark.version, reverse=True):
             key = (mark.ino, mark.generation)
             live = await self.enter(mark.ino, required=False)
+            if live is None:
+                nameless.append((mark.ino, mark.index))
             if (
                 live is None
                 or mark.index in live.dirty  # a newer mark of the same block
@@ -141,14 +144,18 @@ class BlockTable:
                 whole=clean_key(mark.ino, mark.index) in cached,
                 synced=rows.get((mark.ino, mark.index), 0),
             )  # fmt: skip
+        await self.journal.lose_trashed(nameless, self.block_bytes)
         self._forget_idle()
 
     async def _load_synced(self, on_disk: dict[tuple[Ino, int], int]) -> None:
         for mark in list(self._marks):
             self._marks.release(mark.slot)
         await self._fall_back()
+        nameless = []
         for ino, index, version, pages in await self.journal.all_dirty():
             live = await self.enter(ino, required=False)
+            if live is None:
+                nameless.append((ino, index))
             if live is None or live.key not in on_disk or index * self.block_bytes >= live.size:
                 await self.journal.drop_dirty(ino, [(index, version)])
                 continue
@@ -156,8 +163,9 @@ class BlockTable:
                 ino, live.generation, index, await self._next_version(), pages=pages
             )
             await self._adopt(live, index, slot, pages, whole=False, synced=version)
-        for live in self.live.values():
+        for live in [live for live in self.live.values() if live.dirty]:
             self._clear_unsynced(live)
+        await self.journal.lose_trashed(nameless, self.block_bytes)
         self._forget_idle()
 
     async def _fall_back(self) -> None:
@@ -247,7 +255,10 @@ class BlockTable:
     # ------------------------------------------------------------------ live inodes
 
     async def enter(self, ino: Ino, *, required: bool = True) -> Live | None:
-        """The live inode, made from the journal when it is not in memory. ENOENT if required."""
+        """The live inode, made from the journal when it is not in memory.
+
+        Without one, or without a name: ENOENT if it is required, else None.
+        """
         live = self.live.get(ino)
         if live is None:
             try:
@@ -256,6 +267,8 @@ class BlockTable:
                 if required:
                     raise
                 return None
+            if not attributes.nlink and not required:
+                return None  # in the trash: nothing of it is kept here
             synced = self._synced_sizes.pop(ino, attributes.size)
             live = Live(ino, attributes.size, self._generations.get(ino, 0), synced)
             self.live[ino] = live

@@ -225,6 +225,17 @@ class Uploader:
         """Whether more waits than a message holds."""
         return self._blocks.room.dirty_bytes >= self._store.limits.max_request_bytes
 
+    @property
+    def sending(self) -> bool:
+        """Whether packs are on their way: what they bring will have to be told, too."""
+        return self.state.pending_packs > 0
+
+    async def landed(self) -> None:
+        """Return when every message that is made or on its way now has ended, however."""
+        under_way = set(self._parcels)
+        while under_way & self._parcels:
+            await self._changed.wait()
+
     async def calm(self) -> None:
         """Return when no more than a message of data waits."""
         while self.crowded:

@@ -18,6 +18,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
+from stashcordfs.fuse.options import sort_options
 from stashcordfs.fuse.session import Session
 
 _TIMEOUT_S = 3600.0
@@ -180,7 +181,7 @@ class Floor(pyfuse3.Operations):
 
 
 def main(mountpoint: Path) -> None:
-    session = Session(Floor(), mountpoint, name="floor", options={})
+    session = Session(Floor(), mountpoint, options=sort_options("floor", {}).kernel)
     with session.mounted():
         print("ready", flush=True)
         trio.run(session.serve)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -179,6 +180,9 @@ def test_metrics_and_health_answer_while_mounted(demo) -> None:
         port = free.getsockname()[1]
     demo.run("demo", str(demo.place), STASHCORDFS_METRICS_PORT=str(port))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        assert b"stashcordfs_dirty_bytes 0.0" in answer.read()
+        told = answer.read()
+    assert b"stashcordfs_dirty_bytes 0.0" in told
+    (age,) = re.findall(rb"^stashcordfs_discord_age_seconds (\S+)$", told, re.MULTILINE)
+    assert 0 <= float(age) < 3600
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
         assert json.load(answer)["state"] == "mounted"

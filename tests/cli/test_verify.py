@@ -3,53 +3,29 @@
 from __future__ import annotations
 
 import json
-import threading
-from contextlib import contextmanager
 
 import pytest
-import trio
 from click.testing import CliRunner
 
 import stashcordfs.daemon
 from stashcordfs.cli.main import main
-from stashcordfs.ops.control import serve_control
 from stashcordfs.recovery.verify import Outcome
 
 
-@contextmanager
-def daemon(volume, outcome: Outcome):
-    """A control socket that answers `verify`; the requests that it got."""
-    ready = threading.Event()
-    inside: list[tuple[trio.lowlevel.TrioToken, trio.CancelScope]] = []
-    got: list[dict[str, object]] = []
+@pytest.fixture
+def daemon(answering):
+    def verify(volume, outcome: Outcome):
+        events = {"stage": "listing", "done": 1, "total": 2}, {"outcome": outcome.as_json()}
+        return answering(volume, "verify", *events)
 
-    async def verify(request):
-        got.append(request)
-        yield {"stage": "listing", "done": 1, "total": 2}
-        yield {"outcome": outcome.as_json()}
-
-    async def serve() -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, volume.control_path, {"verify": verify})
-            inside.append((trio.lowlevel.current_trio_token(), nursery.cancel_scope))
-            ready.set()
-
-    thread = threading.Thread(target=trio.run, args=(serve,))
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield got
-    finally:
-        token, scope = inside[0]
-        token.run_sync_soon(scope.cancel)
-        thread.join(10)
+    return verify
 
 
 def run(*args: str):
     return CliRunner().invoke(main, list(args))
 
 
-def test_a_mounted_volume_is_verified_by_its_daemon(volume):
+def test_a_mounted_volume_is_verified_by_its_daemon(volume, daemon):
     with daemon(volume, Outcome(packs=9, checked_packs=3)) as got:
         done = run("verify", "v", "--data", "--subset", "1/3")
     assert done.exit_code == 0
@@ -57,7 +33,7 @@ def test_a_mounted_volume_is_verified_by_its_daemon(volume):
     assert (got[0]["data"], got[0]["part"]) == (True, [1, 3])
 
 
-def test_what_is_lost_is_told_by_path_and_ends_with_1(volume):
+def test_what_is_lost_is_told_by_path_and_ends_with_1(volume, daemon):
     lost = Outcome(
         packs=2, checked_packs=2, missing_packs=["abc"], corrupt_packs=["def"],
         resent_blocks=4, damaged_blocks=5, damaged={"b/file": 2, "a": 3},
@@ -77,7 +53,7 @@ def test_what_is_lost_is_told_by_path_and_ends_with_1(volume):
     ]
 
 
-def test_json_is_one_object(volume):
+def test_json_is_one_object(volume, daemon):
     with daemon(volume, Outcome(packs=1, checked_packs=1)):
         done = run("verify", "v", "--json")
     assert json.loads(done.stdout)["clean"] is True

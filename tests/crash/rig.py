@@ -208,11 +208,15 @@ class Rig:
         return self._daemon.returncode == -signal.SIGKILL
 
     def kill(self) -> float:
-        """SIGKILL. Returns when; the daemon is gone then."""
+        """SIGKILL. Returns when it died, which may have been before; the daemon is gone then."""
         at = time.monotonic()
         if self._daemon is not None:
             self._daemon.kill()
             self._reap()
+        died = self._order.with_suffix(".died")
+        if died.exists():
+            at = min(at, float(died.read_text(encoding="ascii") or at))
+            died.unlink()
         return at
 
     def _reap(self) -> None:

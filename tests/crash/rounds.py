@@ -286,14 +286,14 @@ def kill_while_checkpointing(rnd: Round) -> Crash:
     site = rnd.chance.choice(_CHECKPOINTING)
     rnd.rig.arm(site, 1, after_s=rnd.chance.choice([0.0, 0.02, 0.1]))
     by_itself = False
-    for _ in range(4):
-        sync = rnd.rig.begin("sync", str(rnd.rig.mountpoint))
-        while sync.poll() is None and not by_itself:
-            by_itself = rnd.rig.died_within(0.05)
-        sync.wait(60)
-        if by_itself:
-            break
+    syncs = []
+    while not by_itself and len(syncs) < 4:
+        syncs.append(rnd.rig.begin("sync", str(rnd.rig.mountpoint)))
+        while syncs[-1].poll() is None and not by_itself:
+            by_itself = rnd.rig.died_within(0.02)
     crash = Crash(Cut(rnd.rig.kill(), power=False), site if by_itself else "random moment")
+    for sync in syncs:
+        sync.wait(60)
     crash.during = "checkpoint" if by_itself else ""
     return crash
 

@@ -137,7 +137,7 @@ class Run:
         missing = lacking(self.rows, self.options.rounds)
         if rnd.number < len(kinds):  # a short run has each of them, a cold one with something in it
             kind = kinds[rnd.number]
-        elif sum(missing.values()) >= self.options.rounds - rnd.number - _MISSES:
+        elif missing and sum(missing.values()) >= self.options.rounds - rnd.number - _MISSES:
             kind = rnd.chance.choices(list(missing), list(missing.values()))[0]
         else:
             kind = rnd.chance.choices(kinds, [weight for _, weight in KILLS.values()])[0]

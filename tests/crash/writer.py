@@ -413,11 +413,10 @@ class Writer:
             try:
                 for piece in range(3):  # one after another, so that more is fetched
                     os.pread(fd, _PIECE_BYTES, piece * _PIECE_BYTES)
+                os.close(fd)
             except OSError as error:
                 self.ledger.error(self.ledger.begin("read", {"path": path}), error.errno or 0)
                 raise Refused from error
-            finally:
-                os.close(fd)
             fd = self._open(path, os.O_RDWR)
             for _ in range(self.chance.randrange(1, 4)):
                 self._overwrite(fd, file)

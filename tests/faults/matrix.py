@@ -29,8 +29,8 @@ WAIT_S = 12.0  # how long sync and umount are let wait before they are interrupt
 RECOVER_S = 300.0  # a ban is remembered for a minute; a lost answer is settled by listings
 COLD_BYTES, SMALL_BYTES = 3_000_000, 40_000
 OPERATIONS = (
-    "cold read", "cached read", "write", "fsync", "sync", "create", "rename", "unlink", "list",
-    "umount", "mount", "read back",
+    "cold read", "cached read", "write", "fsync", "remote fsync", "sync", "create", "rename",
+    "unlink", "list", "umount", "mount", "read back",
 )  # fmt: skip
 _EFFECTS: dict[str, tuple[set[str], set[str]]] = {  # on the names in the row's folder
     "write": ({"written"}, set()),
@@ -39,7 +39,7 @@ _EFFECTS: dict[str, tuple[set[str], set[str]]] = {  # on the names in the row's 
     "rename": ({"new-name"}, {"old-name"}),
     "unlink": (set(), {"doomed"}),
 }
-_MAY_FAIL = {"cold read", "sync", "umount"}
+_MAY_FAIL = {"cold read", "remote fsync", "sync", "umount"}
 _BROKEN = {"HANG", "ZEROS", "SHORT", "WRONG", "MISSING", "DEAD"}
 
 
@@ -64,9 +64,11 @@ class Result:
         """Write down every cell that must not be as it is."""
         for name, cell in self.cells.items():
             allowed = row.may_fail and name in _MAY_FAIL and cell.outcome not in _BROKEN
+            if name == "remote fsync" and row.rules:  # within the deadline, or an error: no more
+                allowed = cell.outcome == "EIO"
             if cell.outcome != "ok" and not allowed:
                 self.problems.append(f"{name}: {cell.outcome}")
-            if name == "cold read" and cell.seconds > LATE_S:
+            if name in {"cold read", "remote fsync"} and cell.seconds > LATE_S:
                 self.problems.append(f"{name}: {cell.seconds:.0f} s")
         if self.after and not (row.loses or row.settles_late):
             self.problems.append(self.after)
@@ -131,6 +133,8 @@ class Matrix:
         Nothing is fetched: a page of messages would bring the links of the cold files along.
         """
         folder.mkdir()
+        _remote(folder).mkdir()
+        os.setxattr(_remote(folder), "user.stashcordfs.durability", b"remote")
         self._names = {"old-name", "doomed", "cached"}
         for name in self._names:
             (folder / name).write_bytes(bytes_of(*content(folder, name)))
@@ -140,21 +144,26 @@ class Matrix:
     def _remount(self, *, without_cache: bool = False) -> None:
         """Nothing of a rate is used up then: five listings may come in 5 s, by whichever mount.
 
-        That is longer than the deadline, so that a read that had to wait would rightly fail.
+        That is longer than the deadline, so that a read that had to wait would rightly fail. What
+        the next mount would know of rates is removed: it does not see the server's clock go on.
         """
         self._volume.umount()
+        state = self._volume.state / NAME
         if without_cache:
-            shutil.rmtree(self._volume.state / NAME / "blocks")
+            shutil.rmtree(state / "blocks")
         self._admin("clock", {"advance_s": 6.0})
+        (state / "limits.json").unlink()
         self._volume.mount()
 
     def _cells(self, folder: Path) -> list[tuple[str, Callable[[], Cell]]]:
         written, synced, cached = (folder / name for name in ("written", "synced", "cached"))
+        far = _remote(folder) / "far"
         return [
             ("cold read", lambda: self._read(self._place("cold"), "cold", COLD_BYTES)),
             ("cached read", lambda: self._read(cached, *content(folder, "cached"))),
             ("write", lambda: self._act("write", written, *content(folder, "written"))),
             ("fsync", lambda: self._act("fsync", synced, *content(folder, "synced"))),
+            ("remote fsync", lambda: self._act("fsync", far, *content(folder, "far"))),
             ("sync", lambda: self._wait_for("sync", str(self._volume.mountpoint))),
             ("create", lambda: self._act("create", folder / "created")),
             ("rename", lambda: self._act("rename", folder / "old-name", folder / "new-name")),
@@ -203,11 +212,15 @@ class Matrix:
             return
         result.after = ""
         self._remount(without_cache=True)
-        for name in sorted(self._names):
-            found = self._read(folder / name, *content(folder, name))
+        places = {name: folder / name for name in sorted(self._names)}
+        if "remote fsync" in result.cells:  # also after an error: it was kept here, and sent
+            places["far"] = _remote(folder) / "far"
+        for name, place in places.items():
+            found = self._read(place, *content(folder, name))
             if found.outcome != "ok":
                 result.after = f"afterwards {name}: {found.outcome}"
         shutil.rmtree(folder)
+        shutil.rmtree(_remote(folder))
         self._volume.remount(without_cache=True)
 
     def _run_out(self) -> None:
@@ -286,6 +299,11 @@ class Matrix:
         request = urllib.request.Request(f"{self._base}/_sandbox/{path}", data=data)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
+
+
+def _remote(folder: Path) -> Path:
+    """Beside the row's folder, one whose fsyncs wait for Discord."""
+    return folder.with_name(f"{folder.name}-remote")
 
 
 def content(folder: Path, name: str) -> tuple[str, int]:

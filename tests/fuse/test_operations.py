@@ -185,6 +185,15 @@ async def test_setattr_passes_the_fields_that_the_kernel_marked(memory):
     assert (changed.st_atime_ns, changed.st_mtime_ns, changed.st_ctime_ns) == (4, 5, 6)
 
 
+async def test_attributes_of_what_is_written_are_asked_for_again_soon(memory):
+    handlers, _ = operations(memory)
+    info, made = await handlers.create(1, b"a", 0o644, os.O_WRONLY, CTX)
+    assert (await handlers.getattr(made.st_ino, CTX)).attr_timeout == 1
+    assert (await handlers.lookup(1, b"a", CTX)).entry_timeout == 60
+    await handlers.release(info.fh)
+    assert (await handlers.getattr(made.st_ino, CTX)).attr_timeout == 60
+
+
 def marked(*names):
     return SimpleNamespace(**{**vars(NO_FIELDS), **{f"update_{name}": True for name in names}})
 

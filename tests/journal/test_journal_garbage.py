@@ -164,6 +164,17 @@ async def test_a_block_moves_to_another_copy_unless_it_has_changed_since(journal
     assert (await journal.referred_chunks([(ino, 0)]))[ino, 0][0] == old + new - now
 
 
+async def test_what_history_needs_is_kept_by_another_copy_as_long(journal, path):
+    await journal.note_unused([5, 6], 100)
+    await journal.note_unused([7], 300)
+    await journal.prolong_unused(7, 5)
+    await journal.prolong_unused(6, 7)
+    await journal.prolong_unused(7, 99)  # in use: it has no row, and gets none
+    await journal.prolong_unused(98, 6)
+    rows = journal._db.all("SELECT chunk, since_ns FROM unused ORDER BY chunk")
+    assert rows == [(5, 300), (6, 100), (7, 300)]
+
+
 async def test_what_is_condemned_is_chosen_no_more_and_its_rows_go(journal, path):
     ino = await made(journal, b"f")
     await packed(journal, 5, b"a")

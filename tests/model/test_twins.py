@@ -11,8 +11,8 @@ import pytest
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
 import visible
 from mounted import fuse_missing
-from run import Findings, play
 from sides import Side
+from soak_model import Findings, play
 
 
 @pytest.mark.fuse

@@ -163,6 +163,8 @@ def test_what_is_lost_for_good_is_told_by_path_and_gives_an_error(volume):
     assert checked["errors_by_check"] == {"damaged": 3}
     assert "/f0: block 0" in checked["findings"][0]["text"]
     (volume.mountpoint / "f0").unlink()
+    assert report(volume, "verify", NAME)["damaged_blocks"] == 3  # the trash keeps it
+    assert run(volume, "trash", "empty", NAME, "--yes")[0] == 0
     assert run(volume, "verify", NAME)[0] == 0
     assert run(volume, "fsck", NAME)[0] == 0
 
@@ -215,3 +217,25 @@ def test_an_unmount_ends_by_saying_what_cannot_be_sent_and_the_next_mount_has_it
     with (volume.mountpoint / "f0").open("rb", buffering=0) as file:
         assert file.read(4096) == b"n" * 4096
     assert (volume.mountpoint / "other").read_bytes() == b"o" * 1000
+
+
+def test_garbage_is_condemned_on_a_mount_and_without_one(tmp_path) -> None:
+    with mounted.DemoVolume.running(tmp_path, settings={"history_days": "0"}) as volume:
+        for number in range(2):
+            (volume.mountpoint / f"file-{number}").write_bytes(os.urandom(3 * MIB))
+            volume.sync()
+        assert len(packs(volume)) == 2
+        (volume.mountpoint / "file-0").unlink()
+        found = report(volume, "gc", NAME)
+        assert found["newly_condemned"] == 0  # history's time begins with the first census
+        found = report(volume, "gc", NAME)
+        assert (found["newly_condemned"], found["condemned_messages"]) == (1, 1)
+        assert found["deleted_messages"] == 0
+        assert volume.status()["garbage_bytes"] > 3 * MIB
+        (volume.mountpoint / "file-1").unlink()
+        volume.umount()
+        run(volume, "gc", NAME)
+        found = report(volume, "gc", NAME)
+        assert found["condemned_messages"] == 2
+        assert len(packs(volume)) == 2
+        volume.mount()

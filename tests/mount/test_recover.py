@@ -103,6 +103,8 @@ def test_a_file_that_was_never_uploaded_is_named_and_gives_an_error(demo) -> Non
     demo.mount()
 
     assert [(m["path"], m["bytes"]) for m in report["missing"]] == [("alone", 100_000)]
+    kept = json.loads((demo.state / NAME / "recovered.json").read_text())
+    assert kept["missing"] == report["missing"]
     assert (demo.mountpoint / "there").read_bytes() == b"there"
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         (demo.mountpoint / "alone").read_bytes()

@@ -399,3 +399,34 @@ async def test_a_pack_that_is_lost_costs_its_blocks_alone(clock, tmp_path, chann
     (tmp_path / "new" / "store").symlink_to(tmp_path / "old" / "store")
     async with volume(tmp_path / "new") as v:
         assert sorted(await tree(v)) == [b"/file-0", b"/file-2"]
+
+
+@pytest.mark.parametrize("how", ["renamed over", "truncated"])
+async def test_what_was_replaced_by_content_that_never_got_there_is_in_the_trash(
+    clock, tmp_path, channel, how
+) -> None:
+    old = os.urandom(BLOCK + 9)
+    async with volume(tmp_path / "old", telling=told(channel), history_s=1e6) as v:
+        ino = await v.make(b"doc", old)
+        await v.fs.sync_remote()
+        v.uploader.halted = lambda: True
+        if how == "truncated":
+            fh = await v.fs.open(ino, os.O_WRONLY | os.O_TRUNC)
+            await v.write(fh, 0, b"new" * 1000)
+            await v.fs.release(fh)
+        else:
+            await v.make(b"doc.new", b"new" * 1000)
+            await v.fs.rename(
+                ROOT_INO, b"doc.new", ROOT_INO, b"doc", noreplace=False, exchange=False
+            )
+        await v.publisher.flush()
+        store = tmp_path / "old" / "store"
+    async with recovered(channel, tmp_path, store=store) as v:
+        doc = await v.fs.lookup(ROOT_INO, b"doc")
+        assert [one.ino for one in v.lost] == [doc.ino]
+        with pytest.raises(FsError):
+            await v.read(doc.ino)
+        (item,) = [item async for item in v.trash.items()]
+        assert (item.path, item.entry.lost_blocks) == (b"doc", 0)
+        await v.trash.restore("doc", to="old")
+        assert await v.read((await v.fs.lookup(ROOT_INO, b"old")).ino) == old

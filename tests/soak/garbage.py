@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256, shake_128
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import CryptoError
 from stashcordfs.journal import Journal
 from stashcordfs.store.discord_store import DiscordStore
-from stashcordfs.types import ROOT_INO
+from stashcordfs.types import ROOT_INO, Limits
 from stashcordfs.vfs.checkpointing import CheckpointSettings
 from stashcordfs.vfs.garbage_plan import CollectSettings
 from stashcordfs.vfs.room import CacheLimits
@@ -40,18 +40,9 @@ from invariants import check_journal
 from served import Server, served, wall
 
 MIB = 1 << 20
-BLOCK = MIB
 DAY_S = 86_400.0
 KEYS = VolumeKeys(bytes(16), {0: bytes(range(32))})
 GENESIS = bytes(range(32))
-OPTIONS = Options(
-    block_bytes=BLOCK,
-    limits=CacheLimits(1 << 30, 0, 512 << 20),
-    upload=UploadSettings(compress=False),
-    read_ahead_bytes=4 * BLOCK,
-    deadline_s=3600.0,
-    max_file_bytes=1 << 41,
-)
 _DELETES = ("delete_message", "bulk_delete")
 _NOT_API = ("cdn",)
 
@@ -62,6 +53,7 @@ class Result:
     seed: int
     days: int
     sessions_a_day: int
+    scale: int  # blocks, files and messages are smaller by this
     life_days: float  # of a file: a group's is 0.5 to 1.5 times that, a single one's exponential
     written_bytes: int = 0
     deleted_bytes: int = 0
@@ -100,6 +92,10 @@ class Soak:
         self._folder = folder
         self._bytes_a_day = bytes_a_day
         self._collect = collect
+        self._block = MIB // result.scale
+        self._garbage = replace(
+            CollectSettings(), least_bytes=CollectSettings().least_bytes // result.scale
+        )
         self._random = random.Random(f"{result.how} {result.seed}")
         self._files: dict[bytes, _File] = {}
         self._ratios: list[float] = []
@@ -118,19 +114,20 @@ class Soak:
         async with served(self._folder / "server") as server, server.client(stats) as client:
             journal_channel, data = server.channels[0], server.channels[1]
             store = DiscordStore(
-                client, channels=[data], journal_channel=journal_channel, block_bytes=BLOCK,
-                clock_wall=wall,
+                client, channels=[data], journal_channel=journal_channel, clock_wall=wall,
+                block_bytes=self._block, limits=self._limits(),
             )  # fmt: skip
             told = DiscordStore(
                 client, channels=[journal_channel], journal_channel=journal_channel,
                 clock_wall=wall,
             )  # fmt: skip
             async with assembled(
-                self._folder, OPTIONS, store=store, keys=KEYS, clock=trio.current_time,
-                now_ns=now_ns, power_lost=no, ended=nothing, report=self.result.problems.append,
+                self._folder, self._options(), store=store, keys=KEYS, clock=trio.current_time,
+                now_ns=now_ns, power_lost=no, begun=nothing, ended=nothing,
+                report=self.result.problems.append,
                 telling=Telling(
                     store=told, genesis=GENESIS, requests=lambda: stats.requests,
-                    checkpoints=CheckpointSettings(), garbage=CollectSettings(),
+                    checkpoints=CheckpointSettings(), garbage=self._garbage,
                 ),
             ) as v:  # fmt: skip
                 assert v.publisher is not None
@@ -143,8 +140,25 @@ class Soak:
                 await v.filesystem.sync_remote()
                 await self._read_back(v)
                 self._tell(v, server, stats)
-            self.result.problems += check_journal(self._folder / "journal.sqlite")
+            path = self._folder / "journal.sqlite"
+            self.result.problems += check_journal(path, block_bytes=self._block)
         return self.result
+
+    def _options(self) -> Options:
+        return Options(
+            block_bytes=self._block,
+            limits=CacheLimits(1 << 30, 0, 512 << 20),
+            upload=UploadSettings(compress=False),
+            read_ahead_bytes=4 * self._block,
+            deadline_s=3600.0,
+            max_file_bytes=1 << 41,
+        )
+
+    def _limits(self) -> Limits | None:
+        if self.result.scale == 1:
+            return None
+        usual, scale = Limits(), self.result.scale
+        return Limits(usual.max_attachment_bytes // scale, 10, usual.max_request_bytes // scale)
 
     async def _day(self, v: Assembly, server: Server, day: int) -> None:
         sessions = self.result.sessions_a_day
@@ -164,7 +178,7 @@ class Soak:
             self.result.deleted_bytes += file.size
         group_life_s = self.result.life_days * DAY_S * self._random.uniform(0.5, 1.5)
         while size > 0:
-            length = min(size, self._random.randint(64 << 10, 4 * MIB))
+            length = min(size, self._random.randint(self._block // 16, 4 * self._block))
             size -= length
             life_s = group_life_s
             if self.result.how == "random":
@@ -257,13 +271,14 @@ def soak_garbage(
     total_bytes: int = 10 << 30,
     sessions_a_day: int = 6,
     life_days: float = 4.0,
+    scale: int = 1,
 ) -> Result:
     """Run it in `folder`, with and without collecting. Needs room for about 20 days of data."""
     found = []
     for collect in (True, False):
-        result = Result(how, seed, days, sessions_a_day, life_days)
+        result = Result(how, seed, days, sessions_a_day, scale, life_days)
         place = folder / f"{how}-{collect}"
-        soak = Soak(place, result, bytes_a_day=total_bytes // days, collect=collect)
+        soak = Soak(place, result, bytes_a_day=total_bytes // days // scale, collect=collect)
         with patch("trio.to_thread.run_sync", inline):
             trio.run(soak.run, clock=trio.testing.MockClock(autojump_threshold=0))
         shutil.rmtree(place)

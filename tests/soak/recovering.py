@@ -1,9 +1,10 @@
 """Machines that are lost at a random moment, with faults on: what `status` called told is back.
 
-Each round: a new volume on a faulty server; files are written, in bursts; at a random moment the
-daemon is killed and its state removed; `recover` on a new machine. Every file that was complete
-before what `status` had last called unknown to Discord must be there, byte for byte. Of the others
-nothing may be wrong: absent, whole, listed as lost, or ending early.
+Each round: a new volume on a faulty server; a tree of files is written in bursts, over many rounds
+of upload; at a random moment, during that or soon after, the daemon is killed and its state
+removed; `recover` on a new machine. Every file that was complete before what `status` had last
+called unknown to Discord must be there, byte for byte. Of the others nothing may be wrong: absent,
+whole, listed as lost, or ending early.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import time
 import urllib.request
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mounted import NAME, DemoVolume
 
+TREE_FILES = 20_000
 _MARGIN_S = 1.0  # a group commit, and the answer of `status`
+_SIZES = {0: 2, 10: 3, 400: 6, 4_000: 6, 30_000: 3, 300_000: 0.2}  # bytes: how often
+_BURST, _PAUSE_S = (50, 600), (0.0, 1.0)
 FAULTS = [
     {"kind": "status", "status": [500, 502, 503], "route": "create_message", "probability": 0.1},
     {"kind": "lost_answer", "status": 504, "route": "create_message", "probability": 0.1},
@@ -31,13 +36,16 @@ FAULTS = [
     {"kind": "hide", "newest": 1, "route": "list_messages", "probability": 0.1},
     {"kind": "interleave", "route": "create_message", "probability": 0.1},
 ]
+READING_FAULTS = [rule for rule in FAULTS if rule["route"] == "cdn"]  # slowness shows no more here
 
 
 @dataclass
 class Result:
     rounds: int = 0
-    files: int = 0
-    told: int = 0  # of them complete before what status called unknown
+    files: int = 0  # in all rounds
+    files_most: int = 0  # in one
+    uploads_most: int = 0  # messages that a round had posted before it was killed
+    told: int = 0  # of the files complete before what status called unknown
     back: int = 0
     listed: int = 0
     absent: int = 0
@@ -51,21 +59,37 @@ class Result:
 
 
 def soak_recover(
-    folder: Path, *, rounds: int, seed: int, shortest_s: float = 5.0, longest_s: float = 90.0
+    folder: Path,
+    *,
+    rounds: int,
+    seed: int,
+    files: int = TREE_FILES,
+    shortest_s: float = 5.0,
+    longest_s: float = 90.0,
+    state: Path | None = None,
 ) -> Result:
+    """`state` keeps what was found so far: after an interruption it goes on with the next round."""
     result = Result()
-    for number in range(rounds):
+    if state is not None and state.exists():
+        kept = json.loads(state.read_text())
+        if kept.pop("seed") == seed:
+            result = Result(**kept)
+    for number in range(result.rounds, rounds):
         chance = random.Random(seed * 1000 + number)
         for_s = chance.uniform(shortest_s, longest_s)
-        _round(folder / f"round-{number}", chance, for_s, result)
+        _round(folder / f"round-{number}", chance, for_s, files, result)
         result.rounds += 1
+        if state is not None:
+            state.write_text(json.dumps({**result.as_json(), "seed": seed}))
+    if state is not None:
+        state.unlink(missing_ok=True)
     return result
 
 
-def _round(folder: Path, chance: random.Random, for_s: float, result: Result) -> None:
+def _round(folder: Path, chance: random.Random, for_s: float, files: int, result: Result) -> None:
     with DemoVolume.running(folder) as demo:
-        _faults(demo, chance)
-        written = _write(demo, chance, for_s)
+        _faults(demo, chance, FAULTS)
+        written = _write(demo, chance, for_s, files)
         known = demo.status()
         at = time.monotonic() - float(known["discord_age_s"]) - _MARGIN_S
         _lose(demo)
@@ -75,6 +99,9 @@ def _round(folder: Path, chance: random.Random, for_s: float, result: Result) ->
         result.recover_s = max(result.recover_s, round(time.monotonic() - begun, 1))
         result.requests = max(result.requests, report["requests"])
         result.oldest_unknown_s = max(result.oldest_unknown_s, known["discord_age_s"])
+        result.files_most = max(result.files_most, len(written))
+        result.uploads_most = max(result.uploads_most, known["messages_sent"])
+        _faults(demo, chance, READING_FAULTS)
         demo.mount()
         listed = {item["path"] for item in report["missing"]} | set(report["older"])
         for name, (seed, size, ended) in written.items():
@@ -82,25 +109,33 @@ def _round(folder: Path, chance: random.Random, for_s: float, result: Result) ->
     shutil.rmtree(folder)
 
 
-def _faults(demo: DemoVolume, chance: random.Random) -> None:
+def _faults(demo: DemoVolume, chance: random.Random, faults: list[dict[str, Any]]) -> None:
     base = str(demo.server["api_url"]).partition("/api/")[0]
-    rules = [{**rule, "for_s": 86_400} for rule in FAULTS]
+    rules = [{**rule, "for_s": 86_400} for rule in faults]
     body = json.dumps({"rules": rules, "seed": chance.randrange(1 << 30)}).encode()
     urllib.request.urlopen(f"{base}/_sandbox/faults", body, timeout=30).close()
 
 
-def _write(demo: DemoVolume, chance: random.Random, for_s: float) -> dict:
+def _write(
+    demo: DemoVolume, chance: random.Random, for_s: float, files: int
+) -> dict[str, tuple[int, int, float]]:
+    """Files until the moment comes: seed, size, and when each was complete, by name."""
     written: dict[str, tuple[int, int, float]] = {}
+    folders = [demo.mountpoint / f"d{d}" / f"e{e}" for d in range(9) for e in range(20)]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + for_s
     while time.monotonic() < end:
-        for _ in range(chance.randrange(1, 60)):
-            name = f"d{chance.randrange(9)}/f{len(written)}"
-            seed, size = chance.randrange(1 << 40), chance.choice([0, 10, 4000, 30_000, 300_000])
-            path = demo.mountpoint / name
-            path.parent.mkdir(exist_ok=True)
+        for _ in range(min(chance.randint(*_BURST), files - len(written))):
+            path = chance.choice(folders) / f"f{len(written)}"
+            seed = chance.randrange(1 << 40)
+            (size,) = chance.choices(list(_SIZES), list(_SIZES.values()))
             path.write_bytes(random.Random(seed).randbytes(size))
+            name = str(path.relative_to(demo.mountpoint))
             written[name] = (seed, size, time.monotonic())
-        time.sleep(chance.uniform(0, 3))
+            if time.monotonic() > end:
+                break
+        time.sleep(min(chance.uniform(*_PAUSE_S), max(0.0, end - time.monotonic())))
     return written
 
 

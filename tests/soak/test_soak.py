@@ -11,6 +11,7 @@ import trio
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
 from directory import soak_directory
+from garbage import soak_garbage
 from mounted import fuse_missing
 from offline import MIB, overtaken, soak_offline
 from recovering import soak_recover
@@ -45,11 +46,22 @@ def test_what_was_written_offline_arrives_in_order(tmp_path):
 @pytest.mark.fuse
 @pytest.mark.skipif(bool(fuse_missing()), reason=fuse_missing() or "fuse")
 def test_what_was_told_before_a_machine_was_lost_is_back(tmp_path):
-    result = soak_recover(tmp_path, rounds=1, seed=5, shortest_s=60, longest_s=60)
+    result = soak_recover(tmp_path, rounds=1, seed=5, files=700, shortest_s=60, longest_s=60)
 
     assert result.problems == []
     assert result.told > 0
     assert result.back > 0
+
+
+@pytest.mark.parametrize("how", ["groups", "random"])
+def test_discord_holds_little_more_than_is_needed_and_collecting_costs_little(tmp_path, how):
+    result = soak_garbage(
+        tmp_path, how=how, seed=5, days=18, total_bytes=100 * MIB, sessions_a_day=2, life_days=1.5
+    )
+
+    assert result.problems == []
+    assert result.condemned > 0
+    assert result.bytes_read_back > 0
 
 
 # The soaks themselves

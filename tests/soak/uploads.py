@@ -146,6 +146,7 @@ class Soak:
                 clock=trio.current_time,
                 now_ns=lambda: int(wall() * 1e9),
                 power_lost=_same_ground,
+                begun=_nothing,
                 ended=_nothing,
                 report=lambda _: None,
             ) as made,
@@ -279,7 +280,7 @@ class Soak:
     def _check(self, journal: Path) -> None:
         verdict = check_server(journal, self._folder / "server", record_prefix=RECORD_PREFIX)
         self.result.packs = verdict.packs
-        self.result.problems += check_journal(journal)
+        self.result.problems += check_journal(journal, block_bytes=BLOCK)
         for what in ("missing", "twice", "unsettled", "orphans"):
             if found := getattr(verdict, what):
                 self.result.problems.append(f"packs {what}: {found[:3]} ({len(found)} in all)")

@@ -69,6 +69,9 @@ class MemoryFileSystem:
         found = self.nodes[parent].entries.get(name)
         return None if found is None else self.nodes[found[1]].attributes
 
+    def is_written(self, ino):
+        return ino in self.handles.values()
+
     async def getattr(self, ino):
         return self.nodes[ino].attributes
 

@@ -45,11 +45,15 @@ _ROUNDS = 4
 _JOURNAL = ("journal.sqlite", "journal.sqlite-wal")
 
 
-class Disk:
-    """What the disk below `folder` has for certain."""
+SYNCS = ("journal", "owners", "files")
 
-    def __init__(self, folder: Path) -> None:
+
+class Disk:
+    """What the disk below `folder` has for certain. `without`: a kind of sync that does nothing."""
+
+    def __init__(self, folder: Path, *, without: str = "") -> None:
         self.folder = folder
+        self._without = without
         self._journal = self._read_journal()
         self._files = {path: path.read_bytes() for path in self._local_files()}
 
@@ -68,17 +72,19 @@ class Disk:
 
         def wal(database: Database) -> None:
             sync_wal(database)
-            self._journal = self._read_journal()
+            if self._without != "journal":
+                self._journal = self._read_journal()
 
         def owners(files: LocalFiles) -> None:
             sync(files)
-            path = self.folder / "blocks" / "owners"
-            self._files[path] = path.read_bytes()
+            if self._without != "owners":
+                path = self.folder / "blocks" / "owners"
+                self._files[path] = path.read_bytes()
 
         def some(files: LocalFiles, keys: list[Any]) -> None:
             sync_files(files, keys)
             for key in keys:
-                if files.exists(key):
+                if files.exists(key) and self._without != "files":
                     path = Path(files.path(key))
                     self._files[path] = path.read_bytes()
 
@@ -248,11 +254,13 @@ def _slowly(chance: random.Random) -> Any:
     return run
 
 
-async def _load(folder: Path, start: State, chance: random.Random, power: bool, now: Any) -> Any:
+async def _load(
+    folder: Path, start: State, chance: random.Random, power: bool, now: Any, without: str
+) -> Any:
     """Work on it until a moment of chance; the state is left at `folder`, with what was cut."""
     maker, versions = now
     settings = UploadSettings(delay_s=chance.choice([0.01, 0.1, 3.0]), concurrency=2)
-    disk = Disk(folder)
+    disk = Disk(folder, without=without)
     with disk.watched():
         async with volume(folder, settings=settings, power_lost=power, cache_bytes=12 * BLOCK) as v:
             await v.durability.sync()  # what a kill has left is not yet safe from a power cut
@@ -291,7 +299,7 @@ async def _check(
     return verdict
 
 
-async def rounds(folder: Path, seed: int) -> list[str]:
+async def rounds(folder: Path, seed: int, without: str) -> list[str]:
     """A few rounds, each upon what the last one has left. What was wrong, if anything."""
     chance = random.Random(seed)
     trio._core._run._r.seed(seed)
@@ -303,7 +311,7 @@ async def rounds(folder: Path, seed: int) -> list[str]:
             await v.make(name.encode())
     with mock.patch.object(trio.to_thread, "run_sync", _slowly(chance)):
         for number in range(_ROUNDS):
-            at, cut, told, wrong = await _load(at, state, chance, power, (maker, versions))
+            at, cut, told, wrong = await _load(at, state, chance, power, (maker, versions), without)
             verdict = await _check(at, state, cut, told, maker)
             if wrong := wrong + verdict.wrong:
                 kind = "power cut" if cut.power else "kill"
@@ -314,22 +322,23 @@ async def rounds(folder: Path, seed: int) -> list[str]:
     return []
 
 
-def run(seed: int) -> list[str]:
-    """All of one seed, on a virtual clock."""
+def run(seed: int, *, without: str = "") -> list[str]:
+    """All of one seed, on a virtual clock. `without`: of `SYNCS`, one that must not be missed."""
     with tempfile.TemporaryDirectory(prefix="cuts-") as folder:
         clock = trio.testing.MockClock(autojump_threshold=0)
         with mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True):
-            return trio.run(rounds, Path(folder), seed, clock=clock)
+            return trio.run(rounds, Path(folder), seed, without, clock=clock)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--without", choices=SYNCS, default="", help="a sync to do without: fails")
     options = parser.parse_args()
     failed = 0
     for seed in range(options.first, options.first + options.seeds):
-        if wrong := run(seed):
+        if wrong := run(seed, without=options.without):
             failed += 1
             print(*wrong, sep="\n", flush=True)
     print(f"{options.seeds} seeds, {failed} of them failed")

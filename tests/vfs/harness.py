@@ -19,15 +19,17 @@ from stashcordfs.types import ROOT_INO, Ino
 from stashcordfs.vfs.blocks import Blocks
 from stashcordfs.vfs.collecting import Collector
 from stashcordfs.vfs.durability import Durability
+from stashcordfs.vfs.erasing import Eraser
 from stashcordfs.vfs.fencing import Fence
 from stashcordfs.vfs.filesystem import FileSystem
 from stashcordfs.vfs.publishing import Publisher
 from stashcordfs.vfs.room import CacheLimits
 from stashcordfs.vfs.settling import Settler
+from stashcordfs.vfs.trash_can import TrashCan
 from stashcordfs.vfs.uploading import Uploader, UploadSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from stashcordfs.store.api import ObjectStore
@@ -101,10 +103,12 @@ class Volume:
     store: FaultyStore
     settler: Settler
     nursery: trio.Nursery
+    trash: TrashCan
     reports: list[str] = field(default_factory=list)
     publisher: Publisher | None = None
     fence: Fence | None = None
     collector: Collector | None = None
+    eraser: Eraser | None = None
 
     async def make(self, name: bytes, data: bytes = b"", *, parent: Ino = ROOT_INO) -> Ino:
         fh, made = await self.fs.create(parent, name, 0o644, 2, 0, 0)
@@ -152,6 +156,8 @@ async def volume(
     other_store: ObjectStore | None = None,
     durability: str = "local",
     telling: Telling | None = None,
+    begun: Callable[[Journal], Awaitable[None]] = _nothing,
+    history_s: float = 0.0,
 ) -> AsyncIterator[Volume]:
     """Mounted inside; what is left stays under `folder` for the next one.
 
@@ -178,12 +184,14 @@ async def volume(
             deadline_s=deadline_s,
             max_file_bytes=1 << 41,
             durability=durability,
+            history_s=history_s,
         ),
         store=other_store or store,
         keys=KEYS,
         clock=trio.current_time,
         now_ns=now,
         power_lost=verdict,
+        begun=begun,
         ended=_nothing,
         report=reports.append,
         telling=telling and replace(telling, store=telling.store or store),
@@ -202,8 +210,10 @@ async def volume(
             store,
             made.settler,
             made.nursery,
+            made.trash,
             reports,
             made.publisher,
             made.fence,
             made.collector,
+            made.eraser,
         )

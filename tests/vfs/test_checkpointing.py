@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import apsw
 import pytest
@@ -30,7 +31,7 @@ from stashcordfs.vfs.checkpointing import CheckpointSettings
 from stashcordfs.vfs.publishing import PublishSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, KEYS, FaultyStore, until, volume
+from harness import BLOCK, KEYS, FaultyStore, inline, until, volume
 
 GENESIS = bytes(range(32))
 RECORD = PostedRecord("stashcordfs-volume-x-1.json", b"{}")
@@ -266,3 +267,26 @@ async def test_a_large_journal_needs_no_checkpoint_at_each_few_segments(
         }
         assert len(await manifests(channel)) >= 2
         assert sizes[KIND_CHECKPOINT] <= sizes[KIND_SEGMENT]
+
+
+def test_segments_are_superseded_while_they_can_be_deleted_together(tmp_path, channel) -> None:
+    day_s = 86_400.0
+
+    async def weeks() -> None:
+        async with volume(tmp_path / "a", telling=told(channel, CheckpointSettings())) as v:
+            await make_some(v, 5 * 24, every_s=day_s / 5)
+            now_ns = int((1 + trio.current_time()) * 1e9)
+            made_ns = [o.made_ns for o in await v.journal.own_objects(KIND_SEGMENT)]
+            assert now_ns - 13 * day_s * 1e9 < min(made_ns) < now_ns - 7 * day_s * 1e9
+            there = [n for kind, n, _, _ in await named(channel) if kind == KIND_SEGMENT]
+            assert len(set(there)) <= len(made_ns) + 1  # a copy rides in the oldest one's message
+            assert 2 <= len(await manifests(channel)) <= 4
+
+    with patch("trio.to_thread.run_sync", inline):
+        trio.run(weeks, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def test_for_a_few_segments_there_is_no_checkpoint(clock, tmp_path, channel) -> None:
+    async with volume(tmp_path / "a", telling=told(channel, CheckpointSettings())) as v:
+        await make_some(v, 8, every_s=86_400.0)
+        assert await manifests(channel) == []

@@ -13,12 +13,13 @@ import trio.testing
 from stashcordfs.crypto.keys import KIND_PACK, object_filename, object_id_of
 from stashcordfs.daemon.assembly import Telling
 from stashcordfs.errors import FsError, StashcordError
+from stashcordfs.recovery.verify import Verifier
 from stashcordfs.store.fetching import fetch_table
 from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs.garbage_plan import CollectSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from harness import BLOCK, KEYS, FaultyStore, volume
+from harness import BLOCK, KEYS, FaultyStore, inline, volume
 
 GENESIS = bytes(range(32))
 DAY_S = 86_400.0
@@ -26,8 +27,10 @@ EAGER = CollectSettings(history_s=7 * DAY_S, least_bytes=1, slack=0.1, patience_
 
 
 @pytest.fixture
-def clock() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.02)
+def clock(monkeypatch) -> trio.testing.MockClock:
+    """No thread works while time stands still: days pass when nothing else can happen."""
+    monkeypatch.setattr("trio.to_thread.run_sync", inline)
+    return trio.testing.MockClock(autojump_threshold=0)
 
 
 @pytest.fixture
@@ -315,6 +318,50 @@ async def test_offline_nothing_is_tried(clock, tmp_path, channel, monkeypatch) -
         await v.fs.unlink(ROOT_INO, b"a")
         await trio.sleep(DAY_S / 4)
         assert v.collector.total.messages == 0
+
+
+async def test_what_cannot_be_read_is_left_alone_and_hinders_nothing_else(
+    clock, tmp_path, channel
+) -> None:
+    async with volume(tmp_path / "a", telling=told(channel)) as v:
+        await make(v, *(b"%d" % n for n in range(4)))
+        await make(v, b"dead")
+        for n in range(1, 4):
+            await v.fs.unlink(ROOT_INO, b"%d" % n)
+        await v.fs.unlink(ROOT_INO, b"dead")
+        await days_later(v, 7.1)
+        v.store.missing = True
+        found = await v.collector.collect(thorough=True)
+        assert (found.newly_condemned, found.repacked_messages) == (1, 0)
+        fetched = v.store.fetched
+        await v.collector.collect(thorough=True)  # not again and again
+        assert v.store.fetched == fetched
+        assert len(await packs(v)) == 2
+
+
+async def test_a_verify_meanwhile_takes_nothing_collected_for_lost(
+    clock, tmp_path, channel, monkeypatch
+) -> None:
+    async with volume(tmp_path / "a", telling=told(channel)) as v:
+        await make(v, b"a")
+        await v.fs.unlink(ROOT_INO, b"a")
+        await days_later(v, 7.1)
+        verifier = Verifier(
+            journal=v.journal, blocks=v.blocks, store=v.store, keys=KEYS,
+            state_path=tmp_path / "verify.json", report=v.reports.append,
+        )  # fmt: skip
+        held = verifier._held
+
+        async def then_collected():
+            packs_held = await held()
+            await v.collector.collect(thorough=True)
+            await trio.sleep(EAGER.grace_s)
+            await v.collector.collect(thorough=True)
+            return packs_held
+
+        monkeypatch.setattr(verifier, "_held", then_collected)
+        assert (await verifier.run()).clean
+        assert v.reports == []
 
 
 async def test_expelled_chunks_are_gone_at_once_and_the_rest_stays(

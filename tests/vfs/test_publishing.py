@@ -174,6 +174,25 @@ async def test_while_data_crowds_the_segments_keep_to_their_share(clock, tmp_pat
         assert v.publisher.segment >= 20
 
 
+async def test_the_last_message_of_many_is_told_along_with_the_others(clock, tmp_path) -> None:
+    """Else the segment that waited for the crowd goes just before it, and another one after it."""
+    made = [0]
+    async with volume(tmp_path, telling=told(requests=lambda: made[0])) as v:
+        await trio.sleep(100)
+        before = v.publisher.segment
+        put = v.store.put
+
+        async def slow(packs, *, nonce):
+            made[0] += 1
+            await trio.sleep(20)
+            return await put(packs, nonce=nonce)
+
+        v.store.put = slow
+        await v.make(b"large", os.urandom(60 << 20))
+        await v.fs.sync_remote()
+        assert v.publisher.segment == before + 1
+
+
 async def test_a_crowd_that_moves_slowly_does_not_hold_segments_back_for_ever(
     clock, tmp_path
 ) -> None:

@@ -317,7 +317,7 @@ async def test_status_and_metrics_tell_what_is_unsettled_and_since_when(clock, t
     async with volume(tmp_path) as v:
         parts = Parts(
             name="v", mountpoint=tmp_path, settings=None, blocks=v.blocks, uploader=v.uploader,
-            settler=v.settler, durability=v.durability, levels=None, filesystem=v.fs,
+            settler=v.settler, durability=v.durability, levels=None, filesystem=v.fs, trash=v.trash,
             stats=ClientStats(), client=SimpleNamespace(gate=SimpleNamespace(rejected=False)),
             token=None, token_watch=SimpleNamespace(status=dict),
             sleep=SimpleNamespace(suspends=0), report=Report(), nursery=v.nursery,

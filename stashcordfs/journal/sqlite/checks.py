@@ -36,6 +36,11 @@ BAD_NAME = (
     f"(typeof(name) != 'blob' OR length(name) NOT BETWEEN 1 AND {NAME_MAX}"
     " OR instr(name, x'2f') OR instr(name, x'00') OR name IN (x'2e', x'2e2e'))"
 )
+BAD_TRASH = (
+    f"(i.ino IS NULL OR i.nlink != 0 OR typeof(t.deleted_ns) != 'integer' OR t.lost < 0"
+    f" OR {BAD_NAME.replace('name', 't.name')}"
+    f" OR (i.mode & {FORMAT_MASK}) NOT IN ({stat.S_IFREG}, {stat.S_IFDIR}))"
+)
 COUNTED = ("mode", "nlink", "uid", "gid", "rdev", "size", "atime_ns", "mtime_ns", "ctime_ns")
 BAD_INODE = (
     "("
@@ -179,8 +184,19 @@ def reach_folders(look: Inspection) -> None:
             run("UPDATE temp.reached SET seen = 1 WHERE ino = ?", (ino,))
 
 
+def check_trash(look: Inspection) -> Iterator[Fault]:
+    """What is in the trash is there, and has no name."""
+    odd = (
+        "SELECT t.ino, i.ino IS NULL FROM trash t LEFT JOIN inodes i ON i.ino = t.ino"
+        f" WHERE {BAD_TRASH}"
+    )
+    for ino, missing in look.rows(odd):
+        text = "is missing" if missing else "has a name, or cannot be there"
+        yield Fault("trash", f"inode {ino} in the trash {text}")
+
+
 _LISTS = f"""
-SELECT l.ino, l.idx, l.chunk, l.valid_length, i.ino, i.mode, i.size, c.id, c.plain_length,
+SELECT l.ino, l.idx, l.chunk, l.valid_length, i.ino, i.mode, i.size, i.nlink, c.id, c.plain_length,
        p.id, p.message
 FROM chunk_list l LEFT JOIN inodes i ON i.ino = l.ino LEFT JOIN chunks c ON c.id = l.chunk
      LEFT JOIN packs p ON p.id = c.pack
@@ -195,14 +211,14 @@ WHERE l.ino BETWEEN ?1 AND ?2 AND (
 def check_chunk_lists(look: Inspection, block_bytes: int) -> Iterator[Fault]:
     """Every entry belongs to a file, ends within it, and its chunk is in a confirmed pack."""
     for row in look.sliced("chunk_list", _LISTS, (block_bytes,)):
-        ino, index, chunk, valid, there, mode, size, known, plain, pack, message = row
+        ino, index, chunk, valid, there, mode, size, nlink, known, plain, pack, message = row
         what = f"{look.path(ino)}: block {index}"
         if there is None:
             yield Fault("blocks-of-nothing", f"{what}: the inode is missing")
         elif (mode & FORMAT_MASK) != stat.S_IFREG:
             yield Fault("blocks-of-nothing", f"{what}: not of a regular file")
         if chunk == DAMAGED_CHUNK:
-            yield Fault("damaged", f"{what}: its content is lost")
+            yield Fault("damaged", f"{what}: its content is lost", note=not nlink)
         elif known is None or pack is None:
             yield Fault("dangling", f"{what}: where its content lies is not known any more")
         elif message < 0:

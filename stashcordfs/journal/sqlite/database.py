@@ -373,6 +373,25 @@ class Database:
             if second is not None:
                 second.close()
 
+    def scrub(self) -> None:
+        """Leave nothing in the file and its WAL of what was deleted. JournalError, LocalDiskError.
+
+        It blocks: the whole file is written anew (https://sqlite.org/lang_vacuum.html), about a
+        second for 100 MiB. What has been deleted lies in free pages before, and in the WAL.
+        """
+        self.commit()
+        self.run("PRAGMA secure_delete = 1")  # what follows leaves no traces in the first place
+        self.run("VACUUM")
+        try:
+            if self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)[0] != 0:
+                raise JournalError("the journal's WAL is in use by another process; try again")
+        except apsw.BusyError as error:
+            raise JournalError("the journal is in use by another process; try again") from error
+        except apsw.Error as error:
+            raise _ours(error) from error
+        finally:
+            self.run("PRAGMA secure_delete = 0")
+
     def close(self) -> None:
         """Commit and close."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections import Counter as Counts
 from typing import TYPE_CHECKING
 
 from stashcordfs.types import ROOT_INO, Attributes, Ino
@@ -61,7 +62,9 @@ class SqliteEngine:
         self.inos = Counter(database, "next_ino", first=high | 2)
         self.ids = Counter(database, "next_id", first=high | 16)
         self.versions = Counter(database, "next_version", first=1)
-        self.inodes = self.bytes = self.stored = 0
+        self.inodes = self.bytes = self.stored = 0  # `stored` without what is in the trash
+        self.trash_inodes = self.trash_bytes = 0
+        self.trash_parents: Counts[int] = Counts()  # how many of a folder's are there
         self._known: dict[Ino, Attributes] = {}
         self._seen_rollbacks = database.rollbacks
         self.recount()
@@ -75,7 +78,15 @@ class SqliteEngine:
             (stat.S_IFMT(0o170000), stat.S_IFREG),
         )
         assert row is not None
-        self.inodes, self.bytes, self.stored = (int(count) for count in row)
+        self.inodes, self.bytes, stored = (int(count) for count in row)
+        row = self._db.one(
+            "SELECT count(*), coalesce(sum(i.stored), 0) FROM trash CROSS JOIN inodes i USING (ino)"
+        )
+        assert row is not None
+        self.trash_inodes, self.trash_bytes = int(row[0]), int(row[1])
+        self.stored = stored - self.trash_bytes
+        parents = self._db.all("SELECT parent, count(*) FROM trash GROUP BY parent")
+        self.trash_parents = Counts(dict(parents))
 
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None. Those asked for lately are in memory: the kernel asks in bursts."""
@@ -144,7 +155,10 @@ class SqliteEngine:
         """The chunk list has so many bytes more, or less."""
         if shift:
             self._db.run("UPDATE inodes SET stored = stored + ? WHERE ino = ?", (shift, ino))
-            self.stored += shift
+            if self.is_trashed(ino):
+                self.trash_bytes += shift
+            else:
+                self.stored += shift
             self._known.pop(ino, None)
 
     def delete_inode(self, found: Attributes) -> None:
@@ -161,6 +175,38 @@ class SqliteEngine:
         self.inodes -= 1
         if stat.S_ISREG(found.mode):
             self.bytes -= found.size
+
+    def is_trashed(self, ino: Ino) -> bool:
+        """Whether an inode without a name is in the trash."""
+        if not self.trash_inodes:
+            return False
+        return self._db.one("SELECT 1 FROM trash WHERE ino = ?", (ino,)) is not None
+
+    def put_in_trash(self, found: Attributes, parent: Ino, name: bytes, now_ns: int) -> None:
+        """An inode that has just lost its last name stays, to come back."""
+        rows = self._db.all(
+            "INSERT INTO trash VALUES (?1,?2,?3,?4,0)"
+            " RETURNING (SELECT stored FROM inodes WHERE ino = ?1)",
+            (found.ino, parent, name, now_ns),
+        )
+        self._count_trash(1, rows[0][0] or 0)
+        self.trash_parents[parent] += 1
+
+    def take_out_of_trash(self, found: Attributes) -> None:
+        """It is about to get a name again, or to be forgotten."""
+        gone = self._db.all("DELETE FROM trash WHERE ino = ? RETURNING parent", (found.ino,))
+        if gone:
+            parent = gone[0][0]
+            self.trash_parents[parent] -= 1
+            if not self.trash_parents[parent]:
+                del self.trash_parents[parent]
+            row = self._db.one("SELECT stored FROM inodes WHERE ino = ?", (found.ino,))
+            self._count_trash(-1, row[0] if row else 0)
+
+    def _count_trash(self, sign: int, stored: int) -> None:
+        self.trash_inodes += sign
+        self.trash_bytes += sign * stored
+        self.stored -= sign * stored
 
     def entry(self, parent: Ino, name: bytes) -> Attributes | None:
         """The inode that a name leads to."""

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 _SLICE_ROWS = 10_000
 _DEEPEST = 4096  # folders in each other that a path is followed through; a ring ends here
+# Where a name is, or was: what is in the trash comes second.
+_PLACE = (
+    "SELECT parent, name FROM dirents WHERE ino = ?1"
+    " UNION ALL SELECT parent, name FROM trash WHERE ino = ?1 LIMIT 1"
+)
 # Rows by their table and key, so that a check covers a bounded part of it at a time.
 DRIVING = {
     "inodes": "ino",
@@ -104,9 +109,7 @@ class Inspection:
         for _ in range(_DEEPEST):
             if at == ROOT_INO:
                 return "/" + "/".join(reversed(parts))
-            row = next(
-                self.rows("SELECT parent, name FROM dirents WHERE ino = ? LIMIT 1", (at,)), None
-            )
+            row = next(self.rows(_PLACE, (at,)), None)
             if row is None:
                 break
             at = row[0]

@@ -21,6 +21,7 @@ from stashcordfs.journal.sqlite import schema
 from stashcordfs.journal.sqlite.checks import (
     BAD_INODE,
     BAD_NAME,
+    BAD_TRASH,
     COUNTED,
     FORMAT_MASK,
     IS_FOLDER,
@@ -96,6 +97,7 @@ class Repairs:
         self._reach()
         self._orphans()
         self._counts()
+        self._trash()
         if self.done:  # no segment holds what was changed here
             self._run("INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)")
 
@@ -373,6 +375,15 @@ class Repairs:
                 " AND NOT EXISTS (SELECT 1 FROM symlinks s WHERE s.ino = i.ino)"
             ),
             "symbolic links whose target is lost now lead to 'damaged'",
+        )
+
+    def _trash(self) -> None:
+        self._count(
+            self._run(
+                "DELETE FROM trash WHERE ino IN (SELECT t.ino FROM trash t"
+                f" LEFT JOIN inodes i ON i.ino = t.ino WHERE {BAD_TRASH})"
+            ),
+            "entries of the trash forgotten: no such file, or it has a name",
         )
 
     def _counts(self) -> None:

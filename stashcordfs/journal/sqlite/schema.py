@@ -24,7 +24,8 @@ REPLICATED = """
 -- One row a fact about the volume.
 CREATE TABLE volume (key TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- One row an inode. nlink 0: without a name, purged when its last handle closes or at the start.
+-- One row an inode. nlink 0: without a name; if it is not in `trash`, purged when its last handle
+-- closes or at the start.
 -- `stored` is the sum of the chunk list's valid lengths, kept with it: `ls` asks for it each time.
 CREATE TABLE inodes (
     ino INTEGER NOT NULL PRIMARY KEY,
@@ -81,6 +82,14 @@ CREATE TABLE packs (
 CREATE TABLE condemned (
     channel INTEGER NOT NULL, message INTEGER NOT NULL, since_ns INTEGER NOT NULL,
     size INTEGER NOT NULL, PRIMARY KEY (channel, message)) WITHOUT ROWID;
+
+-- What was deleted or overwritten and may come back: a file, or a folder that held such files. Its
+-- inode stays with nlink 0, and so do its chunk list and attributes. `parent` and `name`: where it
+-- was; the parent may be in the trash as well. `lost`: so many of its blocks Discord did not have.
+-- No index, which each unlink would have to keep: whose parents they are is in memory.
+CREATE TABLE trash (
+    ino INTEGER NOT NULL PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
+    deleted_ns INTEGER NOT NULL, lost INTEGER NOT NULL);
 """
 
 LOCAL = """
@@ -134,6 +143,12 @@ CREATE INDEX objects_order ON objects (kind, number, part);
 -- Chunks that only history (and the trash) may need, and since when that is known: nothing else
 -- refers to them. What refers to one anew takes its row away in the same transaction.
 CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
+
+-- Attachments of messages that a purge deletes, and the links under which the CDN may serve them
+-- yet: it is asked again until it does not. `gone`: Discord shows the message no more.
+CREATE TABLE erasing (
+    channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL, url, since_ns,
+    gone, PRIMARY KEY (channel, message, attachment)) WITHOUT ROWID;
 """
 
 REPLICATED_TABLES = tuple(re.findall(r"CREATE TABLE (\w+)", REPLICATED))
@@ -196,7 +211,13 @@ MIGRATIONS: dict[int, str] = {
         channel INTEGER NOT NULL, message INTEGER NOT NULL, since_ns INTEGER NOT NULL,
         size INTEGER NOT NULL, PRIMARY KEY (channel, message)) WITHOUT ROWID;
     CREATE TABLE unused (chunk INTEGER PRIMARY KEY, since_ns);
-    INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
+    CREATE TABLE erasing (
+        channel INTEGER NOT NULL, message INTEGER NOT NULL, attachment INTEGER NOT NULL, url,
+        since_ns, gone, PRIMARY KEY (channel, message, attachment)) WITHOUT ROWID;
+    CREATE TABLE trash (
+        ino INTEGER NOT NULL PRIMARY KEY, parent INTEGER NOT NULL, name BLOB NOT NULL,
+        deleted_ns INTEGER NOT NULL, lost INTEGER NOT NULL);
+        INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1);
     """,
 }
 

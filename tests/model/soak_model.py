@@ -1,7 +1,7 @@
 """The model test at length: `make soak-model` starts it.
 
-    python tests/model/run.py [--steps 100000] [--seed N] [--state FILE] [--dir FOLDER] [--write]
-    python tests/model/run.py --replay FILE    one game again, from what a difference has left
+    soak_model.py [--steps 100000] [--seed N] [--state FILE] [--dir FOLDER] [--write]
+    soak_model.py --replay FILE    one game again, from what a difference has left
 
 Batches of games over a volume each; hypothesis's course follows from seed and batch. With --state a
 run that was interrupted goes on with the next batch. Exit code 1 when the mount and the plain
