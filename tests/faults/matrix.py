@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,7 +82,6 @@ class Matrix:
         self._volume = volume
         self._base = str(volume.server["api_url"]).partition("/api/")[0]
         self._say = say
-        self._names: set[str] = set()  # what the row's folder holds
 
     @classmethod
     @contextlib.contextmanager
@@ -106,7 +103,7 @@ class Matrix:
         result = Result(row.name, row.number)
         folder = self._place(f"row-{time.monotonic_ns()}")
         self._local_start(folder)
-        before = self._admin("stats")
+        before = self._volume.admin("stats")
         with self._fault(row):
             for name, act in self._cells(folder):
                 if name not in only:
@@ -119,10 +116,10 @@ class Matrix:
                 if result.cells[name].outcome == "DEAD":
                     break
             if not row.stall:
-                rules = self._admin("faults")["rules"]
+                rules = self._volume.admin("faults")["rules"]
                 result.struck = [one["struck"] for one in rules if one["kind"] != "switch"]
         self._recover(result)
-        result.refusals = self._admin("stats")["invalid"] - before["invalid"]
+        result.refusals = self._volume.admin("stats")["invalid"] - before["invalid"]
         self._verify(result, folder)
         result.judge(row)
         return result
@@ -151,7 +148,7 @@ class Matrix:
         state = self._volume.state / NAME
         if without_cache:
             shutil.rmtree(state / "blocks")
-        self._admin("clock", {"advance_s": 6.0})
+        self._volume.admin("clock", {"advance_s": 6.0})
         (state / "limits.json").unlink()
         self._volume.mount()
 
@@ -177,9 +174,9 @@ class Matrix:
     @contextlib.contextmanager
     def _fault(self, row: Row) -> Iterator[None]:
         pid = self._volume._server.pid
-        self._admin("faults", {"seed": 1, "rules": row.rules})
+        self._volume.admin("faults", {"seed": 1, "rules": row.rules})
         if row.token:
-            self._admin("token", {})
+            self._volume.admin("token", {})
         if row.stall:
             os.kill(pid, signal.SIGSTOP)
         try:
@@ -188,8 +185,8 @@ class Matrix:
             if row.stall:
                 os.kill(pid, signal.SIGCONT)
             if row.token:
-                self._admin("token", {"token": self._volume.token})
-            self._admin("faults", {"rules": []})
+                self._volume.admin("token", {"token": self._volume.token})
+            self._volume.admin("faults", {"rules": []})
 
     def _recover(self, result: Result) -> None:
         """Until everything is on Discord, and a cold file can be read."""
@@ -291,14 +288,6 @@ class Matrix:
             return cell
         alive = self._act("alive", self._volume.mountpoint)
         return Cell("ok" if alive.outcome == "ok" else "DEAD", cell.seconds)
-
-    # The server
-
-    def _admin(self, path: str, body: object = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self._base}/_sandbox/{path}", data=data)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
 
 
 def _remote(folder: Path) -> Path:

@@ -9,9 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -49,34 +46,10 @@ def report(volume, *args: str) -> dict:
     return json.loads(run(volume, *args, "--json")[1])
 
 
-def admin(volume, path: str, body: object) -> None:
-    base = str(volume.server["api_url"]).partition("/api/")[0]
-    data = json.dumps(body).encode()
-    request = urllib.request.Request(f"{base}/_sandbox/{path}", data=data)
-    with urllib.request.urlopen(request, timeout=30):
-        pass
-
-
-def api(volume, method: str, path: str) -> object:
-    request = urllib.request.Request(
-        f"{volume.server['api_url']}{path}",
-        method=method,
-        headers={"Authorization": f"Bot {volume.token}", "User-Agent": "DiscordBot (test, 1)"},
-    )
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as refused:  # the bot's limits are the daemon's, too
-            if refused.code != 429:
-                raise
-            time.sleep(json.load(refused)["retry_after"])
-
-
 def packs(volume) -> list[dict]:
     """Messages with packs, oldest first: not the volume's record, claims or segments."""
     channel = volume.server["channel_ids"][0]
-    found = api(volume, "GET", f"/channels/{channel}/messages?limit=100")
+    found = volume.api("GET", f"/channels/{channel}/messages?limit=100")
     assert isinstance(found, list)
     ours = [m for m in found if m["attachments"][0]["size"] >= MIB]
     return sorted(ours, key=lambda message: int(message["id"]))
@@ -94,7 +67,7 @@ def fill(volume, count: int) -> dict[str, bytes]:
 
 def delete(volume, message: dict) -> None:
     channel = volume.server["channel_ids"][0]
-    api(volume, "DELETE", f"/channels/{channel}/messages/{message['id']}")
+    volume.api("DELETE", f"/channels/{channel}/messages/{message['id']}")
 
 
 def test_a_used_volume_is_clean_mounted_killed_and_unmounted(volume):
@@ -173,7 +146,7 @@ def test_a_corrupt_attachment_is_found_by_opening_it(volume):
     contents = fill(volume, 2)
     volume.remount(without_cache=True)
     attachment = packs(volume)[0]["attachments"][0]["id"]
-    admin(volume, f"attachments/{attachment}", {"action": "corrupt", "offset": 1000})
+    volume.admin(f"attachments/{attachment}", {"action": "corrupt", "offset": 1000})
     assert run(volume, "verify", NAME)[0] == 0
     found = report(volume, "verify", NAME, "--data")
     assert len(found["corrupt_packs"]) == 1
@@ -183,11 +156,11 @@ def test_a_corrupt_attachment_is_found_by_opening_it(volume):
 
 def test_without_the_right_to_read_the_history_nothing_is_condemned(volume):
     contents = fill(volume, 1)
-    admin(volume, "settings", {"read_history": False})
+    volume.admin("settings", {"read_history": False})
     code, text = run(volume, "verify", NAME)
     assert code == 1
     assert "error:" in text
-    admin(volume, "settings", {"read_history": True})
+    volume.admin("settings", {"read_history": True})
     volume.remount(without_cache=True)
     assert (volume.mountpoint / "f0").read_bytes() == contents["f0"]
     assert run(volume, "verify", NAME)[0] == 0
@@ -203,7 +176,7 @@ def test_an_unmount_ends_by_saying_what_cannot_be_sent_and_the_next_mount_has_it
     fill(volume, 1)
     volume.remount(without_cache=True)
     delete(volume, packs(volume)[0])
-    admin(volume, "clock", {"advance_s": 120})  # a new message might only be late in coming
+    volume.admin("clock", {"advance_s": 120})  # a new message might only be late in coming
     with (volume.mountpoint / "f0").open("r+b", buffering=0) as file:
         file.write(b"n" * 4096)  # the rest of the block is on Discord alone
     (volume.mountpoint / "other").write_bytes(b"o" * 1000)

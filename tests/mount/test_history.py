@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
@@ -123,13 +122,6 @@ def test_a_time_before_everything_is_refused(volume) -> None:
     assert list((volume.state / NAME).glob("at-*")) == []
 
 
-def admin(volume, path: str, body: object) -> None:
-    base = str(volume.server["api_url"]).partition("/api/")[0]
-    data = json.dumps(body).encode()
-    with urllib.request.urlopen(f"{base}/_sandbox/{path}", data=data, timeout=30):
-        pass
-
-
 def on_server(volume, *needles: bytes) -> list[str]:
     """What the channel shows, opened with the volume's keys, that holds one of the needles."""
     record = records.decode((volume.state / NAME / "record").read_bytes())
@@ -137,19 +129,8 @@ def on_server(volume, *needles: bytes) -> list[str]:
     _, keys = unlock(record, passphrase=secret)
     attachments, before = [], ""
     while True:
-        where = f"{volume.server['api_url']}/channels/{volume.server['channel_ids'][0]}/messages"
-        request = urllib.request.Request(
-            f"{where}?limit=100{before}",
-            headers={"Authorization": f"Bot {volume.token}", "User-Agent": "DiscordBot (test, 1)"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                messages = json.load(answer)
-        except urllib.error.HTTPError as refused:  # the bot's limits are the daemon's, too
-            if refused.code != 429:
-                raise
-            time.sleep(json.load(refused)["retry_after"])
-            continue
+        channel = volume.server["channel_ids"][0]
+        messages = volume.api("GET", f"/channels/{channel}/messages?limit=100{before}")
         for each in (a for message in messages for a in message["attachments"]):
             with urllib.request.urlopen(each["url"], timeout=30) as answer:
                 attachments.append((each["filename"], answer.read()))
@@ -175,7 +156,7 @@ def test_a_purged_file_is_gone_for_programs_and_from_the_state_folder(volume) ->
     assert (plan["files"], plan["trashed"]) == (1, 1)
     assert (folder / "very-secret-name").exists()
     rule = {"kind": "linger", "route": "*", "seconds": 3600, "for_s": 600}
-    admin(volume, "faults", {"seed": 1, "rules": [rule]})  # the CDN goes on to serve it
+    volume.admin("faults", {"seed": 1, "rules": [rule]})  # the CDN goes on to serve it
 
     assert on_server(volume, b"very-secret-name")
     assert on_server(volume, b"very secret content")
@@ -203,7 +184,7 @@ def test_a_purged_file_is_gone_for_programs_and_from_the_state_folder(volume) ->
 def test_an_unmounted_volume_can_be_purged_as_well(volume) -> None:
     (volume.mountpoint / "another").write_bytes(b"x" * 100_000)
     volume.umount()
-    admin(volume, "clock", {"advance_s": 7200})  # the CDN has let go
+    volume.admin("clock", {"advance_s": 7200})  # the CDN has let go
     volume.command("purge", "/another", "--volume", NAME, "--yes")
     volume.mount()
     assert not (volume.mountpoint / "another").exists()

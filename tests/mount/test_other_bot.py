@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
-import json
 import os
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -21,25 +19,14 @@ pytestmark = [
 ]
 
 
-def admin(volume, route: str, body: dict[str, object]) -> dict[str, object]:
-    base = volume.server["api_url"].partition("/api/")[0]
-    request = urllib.request.Request(
-        f"{base}/_sandbox/{route}",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request) as answer:
-        return json.load(answer)
-
-
 def test_attachments_that_come_back_empty_are_eio_with_what_to_do(tmp_path):
     with mounted.DemoVolume.running(tmp_path / "v") as volume:
         data = os.urandom(50_000)
         (volume.mountpoint / "theirs").write_bytes(data)
-        other = admin(volume, "bots", {})
+        other = volume.admin("bots", {})
         volume.environment["STASHCORDFS_TOKEN"] = f"plain:{other['token']}"
         volume.remount(without_cache=True)
-        admin(volume, "clock", {"advance_s": 3600})  # a young message would be waited for
+        volume.admin("clock", {"advance_s": 3600})  # a young message would be waited for
 
         with pytest.raises(OSError, match="Errno") as refused:
             (volume.mountpoint / "theirs").read_bytes()

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import json
 import os
 import random
 import sqlite3
 import sys
 import time
-import urllib.request
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -68,7 +66,9 @@ class Offline:
         self._arrive(unasked=unasked)
         self._volume.umount()
         self._look_at_order()
-        self._admin("clock", {"advance_s": _DAY_S})  # the links that came with the answers, too
+        self._volume.admin(
+            "clock", {"advance_s": _DAY_S}
+        )  # the links that came with the answers, too
         self._volume.mount()
         self._volume.remount(without_cache=True)
         self._read_back()
@@ -99,7 +99,7 @@ class Offline:
     def _arrive(self, *, unasked: bool) -> None:
         result, volume = self.result, self._volume
         volume.start_server()
-        self._admin("clock", {"advance_s": _DAY_S})
+        self._volume.admin("clock", {"advance_s": _DAY_S})
         begun = time.monotonic()
         if unasked:
             result.resumed_s = self._resumed(begun)
@@ -144,14 +144,6 @@ class Offline:
             self.result.bytes_read_back += len(data)
             if sha256(data).digest() != digest:
                 self.result.problems.append(f"{name} reads back wrong")
-
-    def _admin(self, path: str, body: object) -> None:
-        base = str(self._volume.server["api_url"]).partition("/api/")[0]
-        request = urllib.request.Request(
-            f"{base}/_sandbox/{path}", data=json.dumps(body).encode(), method="POST"
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            answer.read()
 
 
 def overtaken(messages: list[int]) -> int:

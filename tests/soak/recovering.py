@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import time
-import urllib.request
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,10 +109,8 @@ def _round(folder: Path, chance: random.Random, for_s: float, files: int, result
 
 
 def _faults(demo: DemoVolume, chance: random.Random, faults: list[dict[str, Any]]) -> None:
-    base = str(demo.server["api_url"]).partition("/api/")[0]
     rules = [{**rule, "for_s": 86_400} for rule in faults]
-    body = json.dumps({"rules": rules, "seed": chance.randrange(1 << 30)}).encode()
-    urllib.request.urlopen(f"{base}/_sandbox/faults", body, timeout=30).close()
+    demo.admin("faults", {"rules": rules, "seed": chance.randrange(1 << 30)})
 
 
 def _write(
