@@ -18,6 +18,7 @@ from stashcordfs.daemon.provision import journal_store_on, open_keys, read_recor
 from stashcordfs.daemon.recovering import Rebuilding, Wanted
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
+from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.volumes import VolumeBusy, VolumeDir
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ async def _rebuild(settings: Settings, volume: VolumeDir, past: VolumeDir, at_ns
     place, record = volume.read_record(), read_record(volume)
     keys = await trio.to_thread.run_sync(open_keys, settings, volume)
     async with DiscordClient(
-        api_url=place.api_url, token=Token(settings), stats=ClientStats()
+        api_url=place.api_url,
+        token=Token(settings),
+        stats=ClientStats(),
+        kept=KeptLimits(past.limits_path),
     ) as client:
         store, data_store = journal_store_on(client, place), store_on(client, place)
         wanted = Wanted(place.channels, place.journal_channel, at_ns=at_ns)

@@ -294,7 +294,7 @@ def _bound_malloc() -> None:
 
 
 def _trim_malloc() -> None:
-    """Give the pages of what was freed back, also those between what is still in use (3 ms).
+    """Give the pages of what was freed back, also those between what is still in use.
 
     Blocks of 1 MiB lie in the heap among objects that stay; without this the heap keeps the most
     that three messages ever took (malloc_trim(3), since glibc 2.8).

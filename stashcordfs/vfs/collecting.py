@@ -18,7 +18,6 @@ What may refer to a chunk between census and condemning is known by `Journal.not
 
 from __future__ import annotations
 
-import errno
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.errors import FsError, StashcordError, StoreError
+from stashcordfs.errors import StashcordError, StoreError
 from stashcordfs.journal.census import take_census, take_contents
 from stashcordfs.ops.accounting import Account, charged
 from stashcordfs.store.api import BULK_S
@@ -436,8 +435,7 @@ class Collector:
             if not thorough and self._allowance() < 1:
                 return
             await self._fence.check_lately(_LATELY_S)
-            if self._fence.reason:
-                raise FsError(errno.EROFS)
+            self._fence.require_writable()
             where = [(each.channel, each.message) for each in batch]
             await self._store.delete(where)
             await self._journal.forget_condemned(where)
@@ -466,8 +464,7 @@ class Collector:
         for at in range(0, len(ripe), _BULK):
             some = ripe[at : at + _BULK]
             await self._fence.check_lately(_LATELY_S)
-            if self._fence.reason:
-                raise FsError(errno.EROFS)
+            self._fence.require_writable()
             await self._store.delete(some)
             await self._orphans.forget(some)
             outcome.orphans_deleted += len(some)
