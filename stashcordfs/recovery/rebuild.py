@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.crypto.keys import KIND_PACK, object_id_of
+from stashcordfs.crypto.keys import KIND_CLAIM, KIND_PACK, object_id_of
 from stashcordfs.errors import CryptoError, StoreError
 from stashcordfs.journal import Journal
 from stashcordfs.store.fetching import fetch_table
+from stashcordfs.store.sealed import open_object
+from stashcordfs.store.segment import decode_claim
 from stashcordfs.types import ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 _FETCHES_AT_ONCE = 8
+_CLAIMS = 16  # of the newest: the last writer's is among them
+_BLOCKS_AT_ONCE = 128
 _LOST_FOUND = b"lost+found"
 
 
@@ -54,6 +58,7 @@ class _Gathered:
     files: dict[Ino, dict[tuple[Ino, bytes], FileNote]] = field(default_factory=dict)
     told: dict[Ino, int] = field(default_factory=dict)  # the number of the pack that tells of it
     blocks: dict[tuple[Ino, int], Reference] = field(default_factory=dict)
+    writer_epoch: int = 1  # the highest that a claim tells
     bad: int = 0
 
     def add(self, object_id: ObjectId, number: int, at: Location, table: Table, epoch: int) -> None:
@@ -70,13 +75,12 @@ class _Gathered:
             if self.told[note.ino] == number:
                 self.files[note.ino][note.parent, note.name] = note
 
-    def end_of(self, ino: Ino, block_bytes: int) -> int:
-        """Where the content ends that is known of an inode, in bytes."""
-        return max(
-            index * block_bytes + ref.valid_length
-            for (owner, index), ref in self.blocks.items()
-            if owner == ino
-        )
+    def ends(self, block_bytes: int) -> dict[Ino, int]:
+        """Where the content ends that is known of each inode, in bytes."""
+        ends: dict[Ino, int] = {}
+        for (ino, index), ref in self.blocks.items():
+            ends[ino] = max(ends.get(ino, 0), index * block_bytes + ref.valid_length)
+        return ends
 
 
 async def rebuild_from_packs(
@@ -90,7 +94,8 @@ async def rebuild_from_packs(
 ) -> Outcome:
     """Make the journal at `path` out of all packs in the channels. DiscordError, StashcordError."""
     gathered = _Gathered()
-    places = await _list_packs(store, keys, channels, progress)
+    places, claims = await _listed(store, keys, channels, progress)
+    gathered.writer_epoch = await _highest_epoch(store, keys, claims)
     limit = trio.CapacityLimiter(_FETCHES_AT_ONCE)
     done = 0
 
@@ -112,10 +117,12 @@ async def rebuild_from_packs(
     return await _make(gathered, path, block_bytes)
 
 
-async def _list_packs(
+async def _listed(
     store: ObjectStore, keys: VolumeKeys, channels: Sequence[int], progress: Progress
-) -> dict[ObjectId, tuple[int, Location]]:
+) -> tuple[dict[ObjectId, tuple[int, Location]], dict[ObjectId, Location]]:
+    """All packs, by number and place, and all claims."""
     found: dict[ObjectId, tuple[int, Location]] = {}
+    claims: dict[ObjectId, Location] = {}
     pages = 0
     for channel in channels:
         after: int | None = 0
@@ -134,13 +141,31 @@ async def _list_packs(
                     continue
                 if kind == KIND_PACK:
                     found[object_id] = (number, at)
-    return found
+                elif kind == KIND_CLAIM:
+                    claims[object_id] = at
+    return found, claims
+
+
+async def _highest_epoch(
+    store: ObjectStore, keys: VolumeKeys, claims: dict[ObjectId, Location]
+) -> int:
+    """Of the writers so far: the next one must be above all, or he would not be heeded."""
+    highest = 1
+    newest = sorted(claims.items(), key=lambda item: item[1].message)[-_CLAIMS:]
+    for object_id, at in newest:
+        try:
+            data = await store.fetch(at, 0, at.size_bytes)
+            claim = decode_claim(open_object(keys, KIND_CLAIM, object_id, data))
+        except StoreError:
+            continue
+        highest = max(highest, claim.writer_epoch)
+    return highest
 
 
 async def _make(gathered: _Gathered, path: Path, block_bytes: int) -> Outcome:
     inos = {*gathered.files, *(ino for ino, _ in gathered.blocks)}
     inos |= {parent for names in gathered.files.values() for parent, _ in names}
-    epoch = max((ino >> 40 for ino in inos), default=1) + 1
+    epoch = max([gathered.writer_epoch, *(ino >> 40 for ino in inos)]) + 1
     outcome = Outcome(epoch, len(gathered.packs))
     journal = Journal.create(
         path, clock_ns=time.time_ns, uid=os.getuid(), gid=os.getgid(), writer_epoch=epoch
@@ -181,9 +206,10 @@ async def _put_names(
             ROOT_INO, _LOST_FOUND, mode=stat.S_IFDIR | 0o700, uid=os.getuid(), gid=os.getgid(),
             now_ns=now,
         )  # fmt: skip
+        ends = gathered.ends(block_bytes)
         for ino in sorted(nameless):
             mode = stat.S_IFDIR | 0o755 if ino in folders else stat.S_IFREG | 0o600
-            size = 0 if ino in folders else gathered.end_of(ino, block_bytes)
+            size = 0 if ino in folders else ends[ino]
             nodes.append((_attributes(ino, mode, size, now), [(lost.ino, b"inode-%d" % ino)]))
         outcome.notes.append(f"{len(nameless)} names are lost: see lost+found")
     await journal.adopt_nodes(nodes)
@@ -219,6 +245,7 @@ async def _put_blocks(
     outcome: Outcome,
 ) -> None:
     unknown = 0
+    items: list[tuple[Ino, int, ChunkId, int]] = []
     for (ino, index), ref in sorted(gathered.blocks.items()):
         end = (await journal.getattr(ino)).size - index * block_bytes
         if end <= 0:
@@ -226,6 +253,10 @@ async def _put_blocks(
         if ref.chunk_id not in known:
             unknown += 1
             continue
-        await journal.commit_chunks([(ino, index, ref.chunk_id, min(end, ref.valid_length))])
+        items.append((ino, index, ref.chunk_id, min(end, ref.valid_length)))
+        if len(items) == _BLOCKS_AT_ONCE:
+            await journal.commit_chunks(items)
+            items.clear()
+    await journal.commit_chunks(items)
     if unknown:
         outcome.notes.append(f"{unknown} blocks are in packs that are missing")
