@@ -37,7 +37,7 @@ from scale_making import Tree
 from stashcordfs.journal.sqlite.schema import REPLICATED_TABLES
 
 _MAKING = [sys.executable, str(Path(__file__).with_name("scale_making.py"))]
-_BATCH = 50_000  # files made by one process
+_BATCH = 250_000  # files made by one process
 _COMPARED = 2000  # of the recovered files, read and compared
 _PROBE_EVERY_S = 0.02
 MIB = 1 << 20
@@ -100,7 +100,8 @@ class Soak:
             self._keep()
         self._make_part("second", tree.changes)
         self.result.steps["make"] = made["make"] | {"files": tree.last}
-        self.result.steps["checkpoint"] = made["checkpoint"]
+        for step in ("checkpoint", "mount_cached"):
+            self.result.steps[step] = made[step]
 
     def _make_part(self, part: str, until: int) -> None:
         made = self._made
@@ -123,17 +124,17 @@ class Soak:
         probe = Probe(volume.mountpoint, self.tree)
         before = volume.server_stats()["messages"]
         with watch.watching():
+            begun = time.monotonic()
             volume.mount()
-            daemon = Daemon(volume)
-            probe.daemon = daemon
+            mounted_s = time.monotonic() - begun
+            probe.daemon = daemon = Daemon(volume)
             with probe.asking():
                 watch.ended.wait()
                 time.sleep(self._idle_s)
         messages = volume.server_stats()["messages"] - before
+        self._made["mount_cached"] = {"s": round(mounted_s, 1), "idle_mib": daemon.mib()}
         volume.umount()
-        rows = self._rows(volume.state, "SELECT kind, number, size FROM objects WHERE kind > 2")
-        newest = max(number for _, number, _ in rows)
-        parts = [size for kind, number, size in rows if kind == 3 and number == newest]
+        parts = self._parts()
         return {
             "s": round(watch.ended_s - watch.begun_s, 2),
             "bytes": sum(parts),
@@ -234,10 +235,16 @@ class Soak:
         finally:
             db.close()
 
-    def _rows(self, state: Path, sql: str) -> list[tuple[Any, ...]]:
-        db = sqlite3.connect(f"file:{state / NAME / 'journal.sqlite'}?mode=ro", uri=True)
+    def _parts(self) -> list[int]:
+        """The sizes of the newest checkpoint's parts."""
+        path = self._volume.state / NAME / "journal.sqlite"
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
-            return db.execute(sql).fetchall()
+            rows = db.execute(
+                "SELECT size FROM objects WHERE kind = 3 AND number ="
+                " (SELECT max(number) FROM objects WHERE kind = 4)"
+            )
+            return [size for (size,) in rows]
         finally:
             db.close()
 

@@ -187,6 +187,7 @@ async def make(name: str, part: str, tree: Tree, begin: int, until: int) -> None
     volume = VolumeDir(settings.state_dir, name)
     with volume.lock():
         async with opened(settings, volume, telling_too=True) as (made, _, _):
+            made.nursery.start_soon(made.durability.run_syncs)  # else the WAL would only grow
             maker = Maker(made.filesystem, tree)
             if part == "FIRST":
                 for number in range(begin, until):
