@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from stashcordfs.crypto.keys import KIND_CLAIM, KIND_PACK, object_id_of
-from stashcordfs.errors import CryptoError, StoreError
+from stashcordfs.errors import CryptoError, StoreError, first_of
 from stashcordfs.journal import Journal
 from stashcordfs.journal.gathered import Gathered
 from stashcordfs.store.fetching import fetch_table
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from stashcordfs.crypto.keys import VolumeKeys
     from stashcordfs.store.api import ObjectStore
+    from stashcordfs.store.pack import Table
     from stashcordfs.types import ChunkId, Location, ObjectId
 
     Progress = Callable[[str, int, int], None]
@@ -83,7 +84,7 @@ async def _gather(
     gathered: Gathered,
     progress: Progress,
 ) -> _Packs:
-    """Read all tables; the packs that have one."""
+    """Read all tables; the packs that have one. DiscordError, JournalError."""
     limit = trio.CapacityLimiter(_FETCHES_AT_ONCE)
     packs: _Packs = {}
     done = 0
@@ -91,26 +92,30 @@ async def _gather(
     async def one(object_id: ObjectId, number: int, at: Location) -> None:
         nonlocal done
         async with limit:
-            with suppress(StoreError):
+            with suppress(StoreError):  # it is not among `packs` then
                 table, epoch = await fetch_table(store, keys, object_id, at)
-                gathered.add(
-                    len(packs),
-                    number,
-                    table.chunks,
-                    (
-                        (r.ino, r.index, r.sequence, r.chunk_id, r.valid_length)
-                        for r in table.references
-                    ),
-                    ((f.ino, f.parent, f.name, f.size, f.mode) for f in table.files),
-                )
+                _add(gathered, len(packs), number, table)
                 packs[len(packs)] = (object_id, at, epoch)
             done += 1
             progress("reading the packs' tables", done, len(places))
 
-    async with trio.open_nursery() as nursery:
-        for object_id, (number, at) in places.items():
-            nursery.start_soon(one, object_id, number, at)
+    try:
+        async with trio.open_nursery() as nursery:
+            for object_id, (number, at) in places.items():
+                nursery.start_soon(one, object_id, number, at)
+    except BaseExceptionGroup as group:
+        raise first_of(group) from group
     return packs
+
+
+def _add(gathered: Gathered, pack: int, told: int, table: Table) -> None:
+    gathered.add(
+        pack,
+        told,
+        table.chunks,
+        ((r.ino, r.index, r.sequence, r.chunk_id, r.valid_length) for r in table.references),
+        ((f.ino, f.parent, f.name, f.size, f.mode) for f in table.files),
+    )
 
 
 async def _listed(
@@ -184,28 +189,29 @@ async def _put_names(
     journal: Journal, gathered: Gathered, block_bytes: int, outcome: Outcome
 ) -> None:
     now = time.time_ns()
+    nameless = gathered.nameless(block_bytes)
+    lost = ROOT_INO
+    if nameless:  # made first: what was called so gets another name
+        made = await journal.create_node(
+            ROOT_INO, _LOST_FOUND, mode=stat.S_IFDIR | 0o700, uid=os.getuid(), gid=os.getgid(),
+            now_ns=now,
+        )  # fmt: skip
+        lost = made.ino
+        outcome.notes.append(f"{len(nameless)} names are lost: see lost+found")
     await journal.adopt_nodes(
         (_attributes(ino, mode, size, now), names)
         for ino, size, mode, names in gathered.names()
         if ino != ROOT_INO
     )
-    nameless = gathered.nameless(block_bytes)
-    if not nameless:
-        return
-    lost = await journal.create_node(
-        ROOT_INO, _LOST_FOUND, mode=stat.S_IFDIR | 0o700, uid=os.getuid(), gid=os.getgid(),
-        now_ns=now,
-    )  # fmt: skip
     await journal.adopt_nodes(
         (
             _attributes(ino, stat.S_IFDIR | 0o755, 0, now)
             if folder
             else _attributes(ino, stat.S_IFREG | 0o600, end, now),
-            [(lost.ino, b"inode-%d" % ino)],
+            [(lost, b"inode-%d" % ino)],
         )
         for ino, folder, end in nameless
     )
-    outcome.notes.append(f"{len(nameless)} names are lost: see lost+found")
 
 
 def _attributes(ino: Ino, mode: int, size: int, now_ns: int) -> Attributes:

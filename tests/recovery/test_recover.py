@@ -20,7 +20,7 @@ from stashcordfs.crypto.keys import (
     object_id_of,
 )
 from stashcordfs.daemon.assembly import Telling
-from stashcordfs.errors import FsError, StashcordError, StoreError
+from stashcordfs.errors import DiscordUnavailable, FsError, JournalError, StashcordError, StoreError
 from stashcordfs.journal import Journal
 from stashcordfs.recovery.chain import Fork
 from stashcordfs.recovery.rebuild import rebuild_from_packs
@@ -424,9 +424,13 @@ async def test_content_without_a_name_is_whole_under_lost_and_found(
     async def none(*_):
         return []
 
-    monkeypatch.setattr("stashcordfs.vfs.uploading.file_notes", none)
     content = {}
     async with volume(tmp_path / "old") as v:
+        before = await v.fs.mkdir(ROOT_INO, b"lost+found", 0o700, 0, 0)  # of an earlier recovery
+        await v.make(b"found", b"named", parent=before.ino)
+        await v.fs.sync_remote()
+        content[b"/lost+found~%d/found" % before.ino] = b"named"
+        monkeypatch.setattr("stashcordfs.vfs.uploading.file_notes", none)
         for n in range(3):
             data = os.urandom(n * BLOCK + 100)
             content[b"/lost+found/inode-%d" % await v.make(b"file-%d" % n, data)] = data
@@ -442,6 +446,47 @@ async def test_content_without_a_name_is_whole_under_lost_and_found(
     async with volume(new) as v:
         found = await tree(v)
         assert {path: found[path][1] for path in content} == content
+
+
+async def test_a_network_that_goes_ends_a_recovery_with_its_words(
+    clock, tmp_path, channel, monkeypatch
+) -> None:
+    async def gone(*_):
+        raise DiscordUnavailable("no network", offline=True)
+
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        for n in range(3):
+            await v.make(b"file-%d" % n, os.urandom(1000 + n))
+            await v.fs.sync_remote()
+    store = FaultyStore(tmp_path / "old" / "store")
+    for one in (channel, store):
+        monkeypatch.setattr(one, "fetch", gone)
+    with pytest.raises(DiscordUnavailable, match="no network"):
+        await recovery(channel, tmp_path / "work").find()
+    with pytest.raises(DiscordUnavailable, match="no network"):
+        await rebuild_from_packs(
+            store, KEYS, tmp_path / "journal.sqlite", channels=[1], block_bytes=BLOCK,
+            progress=lambda *_: None,
+        )  # fmt: skip
+
+
+async def test_a_full_disk_ends_a_rebuild_from_packs_with_its_words(
+    clock, tmp_path, monkeypatch
+) -> None:
+    def full(*_):
+        raise JournalError("journal: the disk is full")
+
+    async with volume(tmp_path / "old") as v:
+        for n in range(3):
+            await v.make(b"file-%d" % n, os.urandom(1000 + n))
+            await v.fs.sync_remote()
+    monkeypatch.setattr("stashcordfs.journal.gathered.Gathered.add", full)
+    with pytest.raises(JournalError, match="full"):
+        await rebuild_from_packs(
+            FaultyStore(tmp_path / "old" / "store"), KEYS, tmp_path / "journal.sqlite",
+            channels=[1], block_bytes=BLOCK, progress=lambda *_: None,
+        )  # fmt: skip
+    assert not list(tmp_path.glob("journal.sqlite*"))
 
 
 async def test_a_pack_that_is_lost_costs_its_blocks_alone(clock, tmp_path, channel) -> None:
