@@ -1,11 +1,11 @@
 """A volume of very many files: made through `vfs`, then each part's time and memory measured.
 
-    python tests/soak/scale.py [--files 1000000] [--seed N] [--dir FOLDER] [--write]
+    python tests/soak/scale.py [--files 1000000] [--seed N] [--dir FOLDER] [--keep] [--write]
 
 Every step is a process of its own, most of them a command as a user types it, so that its memory
-is its own. `--dir` keeps what was made: the same command goes on where it was interrupted. With
---write the findings become this size's entry in docs/evidence/scale.json. Exit code 1 when
-something was not as it must be.
+is its own. In FOLDER an interrupted run is taken up by the same command; what was made goes when
+all is done, or with --keep serves to measure once more. With --write the findings become this
+size's entry in docs/evidence/scale.json. Exit code 1 when something was not as it must be.
 """
 
 from __future__ import annotations
@@ -375,7 +375,7 @@ def _spread(took: list[float]) -> dict[str, Any]:
 
 
 def soak_scale(folder: Path, *, files: int, seed: int, hurried: bool = False) -> Result:
-    """Run it in `folder`, which may be what an interrupted run has left. 12 KiB a file of disk.
+    """Run it in `folder`, which may be what an interrupted run has left. 16 KiB a file of disk.
 
     `hurried`: with key slots that cost nothing and without rate limits, for a test.
     """
@@ -386,7 +386,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dir", type=Path, help="where to work, kept; default: temporary")
+    parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--keep", action="store_true", help="keep what was made in --dir")
     parser.add_argument("--write", action="store_true", help="write the evidence")
     options = parser.parse_args()
     if reason := fuse_missing():
@@ -398,6 +399,8 @@ def main() -> int:
         place = options.dir or Path(name)
         place = place / f"{options.files}-{options.seed}"
         result = soak_scale(place, files=options.files, seed=options.seed)
+        if not options.keep:
+            shutil.rmtree(place)
     found = {"commit": commit, **result.as_json()}
     print(json.dumps(found, indent=1))
     if options.write:

@@ -17,13 +17,15 @@ from matplotlib import pyplot as plt
 sys.path += [str(Path(__file__).resolve().parents[1] / "support")]
 from evidence import EVIDENCE
 
+# Step: name, what its memory is called in the findings, how the line looks where lines coincide.
 _STEPS = {
-    "recover": "recover",
-    "recover_from_packs": "recover --from-packs",
-    "checkpoint": "checkpoint, mounted",
-    "fsck": "fsck",
-    "verify": "verify",
-    "mount": "mount",
+    "recover": ("recover", "mib", "-"),
+    "recover_from_packs": ("recover --from-packs", "mib", "--"),
+    "checkpoint": ("checkpoint (the daemon, all cached)", "mib", "-"),
+    "fsck": ("fsck", "mib", "-"),
+    "verify": ("verify", "mib", ":"),
+    "mount": ("mount after recover; then idle", "idle_mib", "-"),
+    "mount_cached": ("mount with all cached; then idle", "idle_mib", "-"),
 }
 _BOUNDS = {"s": 180, "mib": 500}  # of recovering a million files
 
@@ -32,17 +34,17 @@ def plot(evidence: Path, target: Path) -> None:
     """Draw what `make soak-scale` has found, the same bytes for the same findings."""
     sizes = json.loads(evidence.read_text())["sizes"]
     files = [int(size) for size in sizes]
-    mpl.rcParams |= {"svg.hashsalt": "stashcordfs", "svg.fonttype": "none"}
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for axis, key, label in zip(
-        axes, ("s", "mib"), ("seconds", "MiB of memory at most"), strict=True
-    ):
-        for step, name in _STEPS.items():
-            axis.plot(files, [sizes[str(n)]["steps"][step][key] for n in files], "o-", label=name)
-        axis.axhline(_BOUNDS[key], color="grey", linestyle=":", label="bound of recover, 1,000,000")
+    mpl.rcParams |= {"svg.hashsalt": "stashcordfs"}
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
+    for axis, label, key in zip(axes, ("seconds", "MiB of memory"), ("s", "mib"), strict=True):
+        for step, (name, memory, line) in _STEPS.items():
+            found = [sizes[str(n)]["steps"][step] for n in files]
+            wanted = [one["s" if key == "s" else memory] for one in found]
+            axis.plot(files, wanted, "o" + line, label=name, markersize=4)
+        axis.axhline(_BOUNDS[key], color="grey", linestyle="-.", label="bound of recover")
         axis.set(xscale="log", yscale="log", xlabel="files", ylabel=label)
         axis.grid(visible=True, which="both", alpha=0.2)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(target, metadata={"Date": None})
 
 
