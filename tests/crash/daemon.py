@@ -120,14 +120,15 @@ def _half_write(plain: Callable[..., None]) -> Callable[..., None]:
     return write
 
 
-def _only_with_a_long_wal(instrumented: Callable[[Any], None]) -> Callable[[Any], None]:
+def _only_with_a_long_wal(instrumented: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A short WAL is left alone: nothing to die in."""
 
-    def checkpoint(database: Any) -> None:
+    def checkpoint(database: Any) -> Any:
         module = importlib.import_module("stashcordfs.journal.sqlite.database")
         wal = Path(f"{database.path}-wal")
         if wal.exists() and wal.stat().st_size >= module._CHECKPOINT_PAGES * 4096:
-            instrumented(database)
+            return instrumented(database)
+        return 0, 0
 
     return checkpoint
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import shutil
 import stat
 import threading
@@ -208,6 +209,52 @@ async def test_a_long_wal_is_copied_back(journal, tmp_path, monkeypatch):
     assert path.stat().st_size > before
     await make(journal, b"b")
     await journal.wal_sync()
+
+
+async def test_a_wal_that_is_written_all_the_time_begins_anew(journal, tmp_path, monkeypatch):
+    """A group that was open while the thread copied has written more by the time it ends."""
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(module, "_RESTART_PAGES", 50)
+    names = itertools.count()
+
+    async def meanwhile(work):
+        await journal.lookup(ROOT_INO, b"0")  # opens a group, which reads
+        done = work()
+        await make(journal, b"%d" % next(names))
+        return done
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", meanwhile)
+    wal = tmp_path / "journal.sqlite-wal"
+    sizes = []
+    for _ in range(40):
+        for _ in range(5):
+            await make(journal, b"%d" % next(names))
+            journal.commit()
+        await journal.checkpoint()
+        sizes.append(wal.stat().st_size)
+    assert sizes[-1] == sizes[10] < 100 * 4096
+    assert len(await journal.read_dir(ROOT_INO, 0, 1000)) == next(names)
+
+
+async def test_a_wal_that_somebody_reads_is_not_copied_on_the_loop(journal, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(module, "_RESTART_PAGES", 10)
+    monkeypatch.setattr(module, "_LAST_PAGES", 10)
+    other = apsw.Connection(str(tmp_path / "journal.sqlite"))
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM inodes").fetchall()
+    for n in range(20):
+        await make(journal, b"%d" % n)
+        journal.commit()
+    copied_by = []
+    real = journal._db._copy_back
+    monkeypatch.setattr(
+        journal._db, "_copy_back", lambda who: (copied_by.append(who), real(who))[1]
+    )
+    await journal.checkpoint()
+    assert len(copied_by) == 2
+    assert journal._db._connection not in copied_by
+    other.close()
 
 
 async def test_a_checkpoint_that_fails_is_logged(journal, tmp_path, monkeypatch, caplog):
