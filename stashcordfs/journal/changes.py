@@ -102,6 +102,16 @@ class Changes(Outbox):
         )
         return None if row is None else row[0]
 
+    async def note_renewal(self) -> None:
+        """Make a change that means nothing: a checkpoint is found by a segment that has a change.
+
+        Segments without one do not say how far the journal had come.
+        """
+        with self._db.operation:
+            self._db.run(
+                "INSERT OR REPLACE INTO volume VALUES ('renewed', ?)", (str(self._clock_ns()),)
+            )
+
     # ------------------------------------------------------------------ after a recovery
 
     async def note_losses(

@@ -334,7 +334,8 @@ class Publisher:
             await self._post()
         self._renewed = self.segment
         await self._checkpointer.take()
-        await self._cut(even_empty=True)  # its message carries a copy of the second
+        await self._journal.note_renewal()  # else nothing shows that the checkpoint belongs here
+        await self._cut()  # its message carries a copy of the second
         await self._post()
         self._renewing = None
         asked.set()
