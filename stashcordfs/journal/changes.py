@@ -249,12 +249,12 @@ class Changes(Outbox):
         )
         return [_to_object(row) for row in rows]
 
-    async def newest_object(self, kind: int) -> OwnObject | None:
-        """The one with the highest number."""
+    async def newest_object(self, kind: int, *, dropped: bool = False) -> OwnObject | None:
+        """The one with the highest number; with `dropped` also of those that are no more."""
         row = self._db.one(
-            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND message >= 0"  # noqa: S608  constants
+            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND message >= ?"  # noqa: S608  constants
             " ORDER BY number DESC, part DESC LIMIT 1",
-            (kind,),
+            (kind, -1 if dropped else 0),
         )
         return None if row is None else _to_object(row)
 
