@@ -112,6 +112,10 @@ async def test_the_link_bound_holds_for_files_and_not_for_folders(journal, monke
     for name in (b"a", b"b", b"c", b"d"):
         await make(journal, name, DIR)
     assert (await journal.getattr(ROOT_INO)).nlink == 6
+    removed = await journal.rmdir(ROOT_INO, b"a", now_ns=1)
+    with journal._db.operation:
+        rules.revive(journal._engine, removed, ROOT_INO, b"a", now_ns=1)
+    assert (await journal.getattr(ROOT_INO)).nlink == 6
 
 
 async def test_a_whiteout_takes_the_old_place(journal):
