@@ -50,7 +50,7 @@ def fresh_root(base: Path, root: Path) -> None:
         if (source := Path("/", name)).exists():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             subprocess.run(["cp", "-rL", source, (root / name).parent], check=True)
-    (root / "var/log/journal").mkdir()  # kept over a reboot
+    (root / "var/log/journal").mkdir(exist_ok=True)  # kept over a reboot
 
 
 class Machine:

@@ -31,6 +31,10 @@ from machine import Failed, Machine, until
 UNIT, PLACE = "stashcordfs@photos", "/srv/stashcordfs/photos"
 SECRETS = "/etc/stashcordfs/photos"
 MIB = 1 << 20
+_DATABASE = (
+    "import sqlite3; d = sqlite3.connect('db'); d.execute('pragma journal_mode=wal'); "
+    "d.execute('create table t(a)'); d.execute('insert into t values(1)'); d.commit()"
+)
 _TOOLS = ("debootstrap", "systemd-nspawn", "nsenter")
 
 
@@ -136,8 +140,7 @@ def use(machine: Machine, checks: Checks) -> None:
         f"cd {PLACE} && cp -a /usr/lib/python3.11/json tree && ln -s tree link && mkfifo fifo && "
         "setfattr -n user.a -v b hello 2>/dev/null; chown daemon hello && chmod 4755 hello && "
         f"head -c {64 * MIB} /dev/urandom > big && sync -f . && "
-        "python3 -c \"import sqlite3; d = sqlite3.connect('db'); "
-        "d.execute('pragma journal_mode=wal'); d.execute('create table t(a)'); d.execute('insert into t values(1)'); d.commit()\" && "
+        f'python3 -c "{_DATABASE}" && '
         "sha256sum big db tree/*.py > /root/sums"
     )
     machine.run(f"stashcordfs sync {PLACE} && systemctl restart {UNIT}")
