@@ -256,7 +256,7 @@ class Control:
         async with self._reloading:
             self._notifier.reloading()
             await self._parts.reload()
-            self._notifier.ready()
+            self._notifier.ready(f"Mounted at {self._parts.mountpoint}")
 
     async def serve_health(self, port: int) -> None:
         """Answer /metrics and /health on loopback."""
