@@ -24,6 +24,7 @@ DEADLINE_S = 3.0
 LIMIT_S = 20.0  # of a cell; beyond it is a hang
 LATE_S = DEADLINE_S + 4.0  # a read that fails must not take longer
 WAIT_S = 12.0  # how long sync and umount are let wait before they are interrupted
+PURGE_S = 90.0
 RECOVER_S = 300.0  # a ban is remembered for a minute; a lost answer is settled by listings
 COLD_BYTES, SMALL_BYTES = 3_000_000, 40_000
 OPERATIONS = (
@@ -176,7 +177,7 @@ class Matrix:
             ("create", lambda: self._act("create", folder / "created")),
             ("rename", lambda: self._act("rename", folder / "old-name", folder / "new-name")),
             ("unlink", lambda: self._act("unlink", folder / "doomed")),
-            ("purge", lambda: self._wait_for("purge", "--yes", str(folder / "purged"))),
+            ("purge", lambda: self._purge(folder / "purged")),
             ("list", lambda: self._act("list", folder, *self._names)),
             ("umount", self._umount),
             ("mount", self._mount),
@@ -285,6 +286,10 @@ class Matrix:
                     child.kill()
                     outcome = "HANG"
         return Cell(outcome, round(time.monotonic() - begun, 2))
+
+    def _purge(self, path: Path) -> Cell:
+        """It packs anew, looks, and deletes, within the rates: that takes its time."""
+        return self._wait_for("purge", "--yes", str(path), wait_s=PURGE_S)
 
     def _umount(self) -> Cell:
         """As a person does: wait, then lose patience. It must be unmounted in the end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,10 +11,15 @@ import pytest
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
 import mounted
-import run
 from cells import bytes_of
 from matrix import Cell, Matrix, Result
 from rows import ROWS, WITHOUT_ROW, Row
+
+spec = importlib.util.spec_from_file_location("faults_run", Path(__file__).with_name("run.py"))
+assert spec is not None
+assert spec.loader is not None
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
 
 pytestmark = [
     pytest.mark.fuse,
