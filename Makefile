@@ -76,7 +76,7 @@ posix: .venv/.stamp-dev
 	$(BIN)/python tests/posix/run.py --write
 
 soak-faults: .venv/.stamp-dev
-	$(BIN)/python tests/faults/run.py --write
+	$(BIN)/python tests/faults/run.py --state .venv/.soak-faults.json --write
 
 soak-cuts: .venv/.stamp-dev
 	$(BIN)/python tests/vfs/cuts.py --seeds 500
