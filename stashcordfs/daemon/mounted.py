@@ -435,6 +435,8 @@ async def _serve(
     if parts.eraser is not None:
         parts.eraser.unnamed = operations.unnamed
     control = Control(parts, session, notifier, metrics)
+    if settings.metrics_port:
+        await nursery.start(control.serve_health, settings.metrics_port)
     with session.mounted():
         for task in (
             parts.durability.run_commits,
@@ -453,8 +455,6 @@ async def _serve(
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)
         nursery.start_soon(control.watch_signals)
-        if settings.metrics_port:
-            nursery.start_soon(control.serve_health, settings.metrics_port)
         log.info("mounted volume=%s at=%s", parts.name, parts.mountpoint)
         notifier.ready(f"Mounted at {parts.mountpoint}")
         ready()
