@@ -102,6 +102,16 @@ class Changes(Outbox):
         )
         return None if row is None else row[0]
 
+    async def note_renewal(self) -> None:
+        """Make a change that means nothing: a checkpoint is found by a segment that has a change.
+
+        Segments without one do not say how far the journal had come.
+        """
+        with self._db.operation:
+            self._db.run(
+                "INSERT OR REPLACE INTO volume VALUES ('renewed', ?)", (str(self._clock_ns()),)
+            )
+
     # ------------------------------------------------------------------ after a recovery
 
     async def note_losses(
@@ -241,12 +251,12 @@ class Changes(Outbox):
         )
         return [_to_object(row) for row in rows]
 
-    async def newest_object(self, kind: int) -> OwnObject | None:
-        """The one with the highest number."""
+    async def newest_object(self, kind: int, *, dropped: bool = False) -> OwnObject | None:
+        """The one with the highest number; with `dropped` also of those that are no more."""
         row = self._db.one(
-            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND message >= 0"  # noqa: S608  constants
+            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND message >= ?"  # noqa: S608  constants
             " ORDER BY number DESC, part DESC LIMIT 1",
-            (kind,),
+            (kind, -1 if dropped else 0),
         )
         return None if row is None else _to_object(row)
 
