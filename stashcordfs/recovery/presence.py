@@ -94,12 +94,19 @@ class Presence:
         self.renamed = 0
         self.names: set[str] = set()  # of attachments that were listed
 
-    async def compare(self, channel: int, held: Sequence[T]) -> AsyncIterator[tuple[T, bool]]:
-        """Each, and whether a listing shows it. `held` are in the order of checking."""
+    async def compare(
+        self, channel: int, held: Sequence[T], *, from_start: bool = False
+    ) -> AsyncIterator[tuple[T, bool]]:
+        """Each, and whether a listing shows it. `held` are in the order of checking.
+
+        `from_start`: what is before the first counts as well.
+        """
         at = 0
         after = 0
         while at < len(held):
-            after = max(after, held[at].location.message - 1)  # over what is not ours
+            if not from_start:
+                after = max(after, held[at].location.message - 1)  # over what is not ours
+            from_start = False
             page = await self._store.page(channel, after)
             self.names.update(found.filename for found in page.attachments)
             shown = _by_address(page.attachments)

@@ -219,9 +219,10 @@ class Verifier:
         suspects: list[HeldPack] = []
         there: list[HeldPack] = []
         odd: list[HeldObject] = []
+        start = self._objects.channel if self._objects is not None else 0  # mkfs's record is there
         for channel in sorted({each.location.channel for each in held}):
             mine = [each for each in held if each.location.channel == channel]
-            async for each, seen in presence.compare(channel, mine):
+            async for each, seen in presence.compare(channel, mine, from_start=channel == start):
                 if isinstance(each, HeldObject):
                     odd += [] if seen else [each]
                 else:

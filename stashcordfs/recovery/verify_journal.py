@@ -69,7 +69,7 @@ class JournalObjects:
         self._journal = journal
         self._store = store
         self._keys = keys
-        self._channel = channel
+        self.channel = channel
         self._record = record
         self._hurry = hurry
 
@@ -104,9 +104,7 @@ class JournalObjects:
         if not self._record:
             return True
         before = [each.location.message for each in await self.held()]
-        return await presence.shows(
-            self._channel, self._record, before=min(before, default=1 << 63)
-        )
+        return await presence.shows(self.channel, self._record, before=min(before, default=1 << 63))
 
     async def open(self, held: HeldObject) -> None:
         """Fetch it whole and open it. ObjectMissing, ObjectCorrupt."""
