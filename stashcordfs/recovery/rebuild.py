@@ -21,6 +21,7 @@ from stashcordfs.errors import CryptoError, StoreError
 from stashcordfs.journal import Journal
 from stashcordfs.store.fetching import fetch_table
 from stashcordfs.types import ROOT_INO, Attributes, Ino
+from stashcordfs.vfs.orphans import SPARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,8 +88,12 @@ async def rebuild_from_packs(
     channels: Sequence[int],
     block_bytes: int,
     progress: Progress,
+    last_epoch: int = 1,
 ) -> Outcome:
-    """Make the journal at `path` out of all packs in the channels. DiscordError, StashcordError."""
+    """Make the journal at `path` out of all packs in the channels. DiscordError, StashcordError.
+
+    `last_epoch`: the highest writer epoch that anything else tells of.
+    """
     gathered = _Gathered()
     places = await _list_packs(store, keys, channels, progress)
     limit = trio.CapacityLimiter(_FETCHES_AT_ONCE)
@@ -109,7 +114,7 @@ async def rebuild_from_packs(
         for object_id, (number, at) in places.items():
             nursery.start_soon(one, object_id, number, at)
     progress("making the journal", 0, 0)
-    return await _make(gathered, path, block_bytes)
+    return await _make(gathered, path, block_bytes, last_epoch)
 
 
 async def _list_packs(
@@ -137,10 +142,10 @@ async def _list_packs(
     return found
 
 
-async def _make(gathered: _Gathered, path: Path, block_bytes: int) -> Outcome:
+async def _make(gathered: _Gathered, path: Path, block_bytes: int, last_epoch: int) -> Outcome:
     inos = {*gathered.files, *(ino for ino, _ in gathered.blocks)}
     inos |= {parent for names in gathered.files.values() for parent, _ in names}
-    epoch = max((ino >> 40 for ino in inos), default=1) + 1
+    epoch = max([last_epoch, *(ino >> 40 for ino in inos)]) + 1
     outcome = Outcome(epoch, len(gathered.packs))
     journal = Journal.create(
         path, clock_ns=time.time_ns, uid=os.getuid(), gid=os.getgid(), writer_epoch=epoch
@@ -149,6 +154,8 @@ async def _make(gathered: _Gathered, path: Path, block_bytes: int) -> Outcome:
         await _put_names(journal, gathered, block_bytes, outcome)
         known = await _put_packs(journal, gathered)
         await _put_blocks(journal, gathered, known, block_bytes, outcome)
+        if gathered.bad:  # what cannot be read now may be read one day
+            await journal.set_local(SPARED, "1")
         journal.commit()
     finally:
         journal.close()

@@ -131,6 +131,14 @@ class Recovery:
             )
         return found
 
+    async def last_epoch(self) -> int:
+        """The highest writer epoch that the channel tells of, though no state can be made of it."""
+        catalog = self._catalog
+        while not catalog.complete:
+            await catalog.read_page()
+        await self._open_new(catalog)
+        return max(self._epochs)
+
     def _newest(self, chain: Chain) -> Chain | None:
         """The newest state, if it is another: packs have been collected and repacked since."""
         newest = find_chain(self._links.values(), self._usable(self._catalog), self._genesis)

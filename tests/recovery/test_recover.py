@@ -24,6 +24,7 @@ from stashcordfs.store.sealed import seal_object
 from stashcordfs.store.segment import Segment, encode_segment
 from stashcordfs.types import ROOT_INO, Limits
 from stashcordfs.vfs.checkpointing import CheckpointSettings
+from stashcordfs.vfs.orphans import SPARED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vfs"))
 from harness import BLOCK, KEYS, FaultyStore, until, volume
@@ -393,9 +394,13 @@ async def test_a_pack_that_is_lost_costs_its_blocks_alone(clock, tmp_path, chann
     (tmp_path / "new").mkdir()
     outcome = await rebuild_from_packs(
         store, KEYS, tmp_path / "new" / "journal.sqlite", channels=[1], block_bytes=BLOCK,
-        progress=lambda *_: None,
+        progress=lambda *_: None, last_epoch=7,
     )  # fmt: skip
+    assert outcome.writer_epoch == 8
     assert "1 packs could not be read" in outcome.notes
+    journal = Journal.open(tmp_path / "new" / "journal.sqlite", clock_ns=lambda: 1)
+    assert await journal.get_local(SPARED)  # it is no orphan
+    journal.close()
     (tmp_path / "new" / "store").symlink_to(tmp_path / "old" / "store")
     async with volume(tmp_path / "new") as v:
         assert sorted(await tree(v)) == [b"/file-0", b"/file-2"]
