@@ -243,7 +243,6 @@ class Rebuilding:
             channels=sorted({*self._wanted.channels, self._wanted.journal_channel}),
             block_bytes=self._record.block_size,
             progress=self._progress,
-            last_epoch=await self._recovery.last_epoch(),
         )
         journal = Journal.open(self._path, clock_ns=time.time_ns)
         try:

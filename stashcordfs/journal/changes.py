@@ -192,10 +192,11 @@ class Changes(Outbox):
     ) -> None:
         """Inodes with the numbers that they had, and their names; link counts are made here.
 
-        A name that is taken gets the inode's number behind it.
+        A name that is taken gets the inode's number behind it. Not one transaction: of a new
+        journal alone, which counts only when it is whole.
         """
-        with self._db.operation:
-            for attributes, names in nodes:
+        for attributes, names in nodes:
+            with self._db.operation:  # groups of them are segments' pieces, so none may be large
                 folder = stat.S_ISDIR(attributes.mode)
                 links = 2 if folder else len(names)
                 self._engine.insert_inode(attributes._replace(nlink=links))
@@ -203,6 +204,7 @@ class Changes(Outbox):
                     taken = self._engine.entry(parent, name) is not None
                     free = b"%b~%d" % (name[:200], attributes.ino) if taken else name
                     self._engine.insert_entry(parent, free, attributes.ino)
+        with self._db.operation:
             self._db.run(
                 "UPDATE inodes SET nlink = 2 + (SELECT count(*) FROM dirents d JOIN inodes i"
                 " ON i.ino = d.ino WHERE d.parent = inodes.ino AND (i.mode & ?1) = ?2)"

@@ -99,7 +99,8 @@ class Trash(Changes):
         self._engine.delete_inode(found)
 
     def _forget_local(self, ino: Ino, *, local: bool) -> None:
-        for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
+        self._engine.drop_synced_size(ino)
+        for table in ("dirty", "cached", "generations") if local else ():
             self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
 
     async def nameless(self) -> list[Attributes]:

@@ -66,12 +66,16 @@ def soak_recover(
     shortest_s: float = 5.0,
     longest_s: float = 90.0,
     state: Path | None = None,
+    commit: str = "",
 ) -> Result:
-    """`state` keeps what was found so far: after an interruption it goes on with the next round."""
+    """`state` keeps what was found so far: after an interruption it goes on with the next round.
+
+    If seed and commit are the same, that is.
+    """
     result = Result()
     if state is not None and state.exists():
         kept = json.loads(state.read_text())
-        if kept.pop("seed") == seed:
+        if (kept.pop("seed"), kept.pop("commit", "")) == (seed, commit):
             result = Result(**kept)
     for number in range(result.rounds, rounds):
         chance = random.Random(seed * 1000 + number)
@@ -79,7 +83,7 @@ def soak_recover(
         _round(folder / f"round-{number}", chance, for_s, files, result)
         result.rounds += 1
         if state is not None:
-            state.write_text(json.dumps({**result.as_json(), "seed": seed}))
+            state.write_text(json.dumps({**result.as_json(), "seed": seed, "commit": commit}))
     if state is not None:
         state.unlink(missing_ok=True)
     return result

@@ -27,6 +27,7 @@ import trio
 from stashcordfs.errors import JournalError, LocalDiskError
 from stashcordfs.journal.sqlite import checksums, schema
 from stashcordfs.journal.sqlite.recording import Recorder
+from stashcordfs.journal.sqlite.reserve import Reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -145,6 +146,7 @@ class Database:
         self._poison: LocalDiskError | None = None
         self._syncing: trio.Event | None = None
         self._wal = -1
+        self.reserve = Reserve(path)
         self._execute = self._connection.execute
         self._recorder = Recorder(self._connection)
         self._unstored: list[bytes] = []
@@ -231,6 +233,7 @@ class Database:
             self._start()
         if not self._written:
             self._written = True
+            self.reserve.refill()
             self._recorder.begin()
             if self.written is not None:
                 self.written()
@@ -241,13 +244,15 @@ class Database:
         A full or failing disk may have made SQLite take back the whole group, with operations that
         were answered already: then nothing more is written, as memory and journal differ.
         """
-        self.rollbacks += 1
         if self._lost():
+            self.rollbacks += 1
             return
         self.run("ROLLBACK TO op")
         self.run("RELEASE op")
-        if wrote and self.undone is not None:
-            self.undone()
+        if wrote:  # a refusal has written nothing, and what is in memory stays right
+            self.rollbacks += 1
+            if self.undone is not None:
+                self.undone()
 
     def _lost(self) -> bool:
         if not self._open or self._connection.in_transaction:
@@ -390,6 +395,7 @@ class Database:
         except apsw.Error as error:
             raise _ours(error) from error
         finally:
+            self.reserve.forget()
             self.run("PRAGMA secure_delete = 0")
 
     def close(self) -> None:
@@ -399,6 +405,7 @@ class Database:
         finally:
             self._recorder.drop()
             self._connection.close()
+            self.reserve.close()
             if self._wal >= 0:
                 os.close(self._wal)
                 self._wal = -1
