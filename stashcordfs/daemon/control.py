@@ -277,7 +277,10 @@ class Control:
         parts, metrics = self._parts, self._metrics
         metrics.cache_bytes.set(parts.blocks.room.used_bytes)
         metrics.dirty_bytes.set(parts.blocks.room.dirty_bytes)
-        metrics.damaged_blocks.set(parts.verifier.damaged_blocks)
+        verified = parts.verifier.state
+        metrics.damaged_blocks.set(verified.damaged_blocks)
+        metrics.missing_packs.set(verified.missing_packs)
+        metrics.missing_objects.set(verified.missing_objects)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
         metrics.unsettled_uploads.set(parts.settler.unsettled)
         metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())
