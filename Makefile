@@ -7,10 +7,10 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 DEMO_DIR ?= $(HOME)/stashcordfs-demo
 BIN := .venv/bin
-COMMANDS := demo test lint format bench posix demo-stop clean help
+COMMANDS := demo test lint format bench posix demo-stop install clean help
 COMMANDS += soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-directory soak-model
 COMMANDS += soak-crash-kill soak-crash-power soak-cuts soak-programs soak-fsx soak-fsstress
-COMMANDS += soak-fio soak-stress soak-scale
+COMMANDS += soak-fio soak-stress soak-scale soak-systemd
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -18,6 +18,7 @@ COMMANDS += soak-fio soak-stress soak-scale
 help:
 	@echo 'make demo    try StashcordFS: a mounted directory, no account needed (DEMO_DIR=$(DEMO_DIR))'
 	@echo 'make demo-stop  end the demo: unmount, stop its server'
+	@echo 'make install  for everyday use: /opt/stashcordfs, the command in /usr/local/bin, systemd units; as root or with sudo'
 	@echo 'make test    run the tests (PYTEST_ARGS="-k name" for some of them; JOBS=0: one by one)'
 	@echo 'make lint    ruff, mypy, import contracts'
 	@echo 'make format  let ruff format the code'
@@ -36,6 +37,7 @@ help:
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
 	@echo 'make soak-programs  git, SQLite, PostgreSQL, restic, Samba, ... on a mount, in two regimes; as root (30 minutes)'
 	@echo 'make soak-fsx, soak-fsstress, soak-fio, soak-stress  load on a mount, checked (1 hour each; LOAD_ARGS)'
+	@echo 'make soak-systemd  a Debian 12 of its own: make demo, make install, the unit, fstab; as root (10 minutes)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
 .venv/.stamp-sandbox: pyproject.toml .ci/setup
@@ -50,6 +52,9 @@ demo: .venv/.stamp-sandbox
 
 demo-stop: .venv/.stamp-sandbox
 	@$(BIN)/stashcordfs demo --stop '$(DEMO_DIR)'
+
+install:
+	@.ci/setup install
 
 test: .venv/.stamp-dev
 	PYTHONPATH=tests/plugins $(BIN)/python -m pytest -p require_fuse -n $(JOBS) --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
@@ -112,6 +117,9 @@ soak-scale: .venv/.stamp-dev
 	$(BIN)/python tests/soak/scale.py --dir .venv/.soak-scale --write $(SCALE_ARGS)
 	$(BIN)/python tests/soak/scale_plot.py
 
+soak-systemd: .venv/.stamp-dev
+	@command -v debootstrap systemd-nspawn >/dev/null || { echo '==> Installing debootstrap and systemd-container'; apt-get update -qq; apt-get install -y -qq --no-install-recommends debootstrap systemd-container; }
+	$(BIN)/python tests/systemd/run.py --write
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov
 

@@ -256,10 +256,12 @@ class Control:
         async with self._reloading:
             self._notifier.reloading()
             await self._parts.reload()
-            self._notifier.ready()
+            self._notifier.ready(f"Mounted at {self._parts.mountpoint}")
 
-    async def serve_health(self, port: int) -> None:
-        """Answer /metrics and /health on loopback."""
+    async def serve_health(
+        self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer /metrics and /health on loopback. UsageError when the port cannot be had."""
         await serve_health(
             port,
             HealthSources(
@@ -267,6 +269,7 @@ class Control:
                 status=self._parts.status,
                 ready=lambda: self._parts.state == "mounted",
             ),
+            task_status=task_status,
         )
 
     def _render(self) -> bytes:

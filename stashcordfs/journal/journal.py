@@ -201,7 +201,7 @@ class Journal(Erasing):
         *,
         noreplace: bool,
         exchange: bool,
-        whiteout: bool = False,
+        whiteout: tuple[int, int] | None = None,
         now_ns: int,
     ) -> Attributes | None:
         """Rename; what is left of a replaced inode, or None."""

@@ -202,9 +202,9 @@ class FileSystem:
         *,
         noreplace: bool,
         exchange: bool,
-        whiteout: bool = False,
+        whiteout: tuple[int, int] | None = None,
     ) -> None:
-        """Rename, in one transaction whatever it replaces or leaves."""
+        """Rename in one transaction, whatever it replaces or leaves: a `whiteout` of that owner."""
         await self._may_change()
         replaced = await self._journal.rename(
             old_parent,

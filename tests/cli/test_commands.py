@@ -335,6 +335,10 @@ def test_mountpoints_that_cannot_be_used_are_named(place, tmp_path, monkeypatch)
             mp.prepare_mountpoint(path, state)
     with pytest.raises(UsageError, match="lies below the mountpoint"):
         mp.prepare_mountpoint(place, place / "state")
+    with pytest.raises(
+        UsageError, match="outside it"
+    ):  # a fresh volume's folder of blocks is empty
+        mp.prepare_mountpoint(place, place.parent)
     monkeypatch.setattr(mp, "read_mounts", lambda: [Mount("w", place, "0:1")])
     with pytest.raises(UsageError, match="volume w is mounted there already"):
         mp.prepare_mountpoint(place, state)
