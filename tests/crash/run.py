@@ -29,7 +29,7 @@ from checker import Checker
 from invariants import check_journal, check_server, open_intents
 from model import State
 from pages import PageMaker
-from power import LoopDisk, power_missing
+from power import LoopDisk, go_alone, power_missing
 from rig import Rig, RigError, fuse_missing
 from rounds import KILLS, Result, Round, cut_power, lacking, names_bound
 
@@ -262,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason:
         print(f"crash: {reason}", file=sys.stderr)
         return 2
+    if options.mode == "power":
+        go_alone()
     folder = Path(tempfile.mkdtemp(dir=options.dir, prefix="stashcordfs-crash-"))
     run = Run(options, folder)
     run.resume()

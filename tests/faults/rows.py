@@ -75,7 +75,11 @@ ROWS = [
     ),
     Row("429, user, 40 %", 7, [{"kind": "rate_limit", "retry_after": 0.5, **_SOME}]),
     Row("429, user, always", 7, [always("rate_limit")], may_fail=True),
-    Row("429, global", 8, [{"kind": "rate_limit", "scope": "global", "times": 3}]),
+    Row(  # three in a row must fit into the matrix's deadline
+        "429, global",
+        8,
+        [{"kind": "rate_limit", "scope": "global", "retry_after": 0.5, "times": 3}],
+    ),
     Row(
         "429, shared",
         9,
