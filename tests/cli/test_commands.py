@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import sys
@@ -515,3 +516,10 @@ def test_a_failed_fsync_fails_the_sync(place, monkeypatch) -> None:
 def test_a_time_that_is_none_is_told(text) -> None:
     with pytest.raises(UsageError, match="write it as"):
         parse_time(text)
+
+
+def test_a_volume_is_not_copied_into_itself(volume, place, monkeypatch) -> None:
+    module = importlib.import_module("stashcordfs.cli.export")
+    monkeypatch.setattr(module, "read_mounts", lambda: [Mount("v", place, "0:1")])
+    result = run("export", "v", "--to", str(place / "copy"))
+    assert (result.exit_code, "lies on volume v itself" in result.stderr) == (2, True)
