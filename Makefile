@@ -10,7 +10,7 @@ BIN := .venv/bin
 COMMANDS := demo test lint format bench posix demo-stop install clean help
 COMMANDS += soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-directory soak-model
 COMMANDS += soak-crash-kill soak-crash-power soak-cuts soak-programs soak-fsx soak-fsstress
-COMMANDS += soak-fio soak-stress soak-systemd
+COMMANDS += soak-fio soak-stress soak-scale soak-systemd
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -33,6 +33,7 @@ help:
 	@echo 'make soak-garbage  write and delete 10 GiB over 60 days, twice: what Discord holds, what it costs (30 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
+	@echo 'make soak-scale     a volume of 1,000,000 files: checkpoint, recover, fsck, memory (30 minutes; SCALE_ARGS)'
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
 	@echo 'make soak-programs  git, SQLite, PostgreSQL, restic, Samba, ... on a mount, in two regimes; as root (30 minutes)'
 	@echo 'make soak-fsx, soak-fsstress, soak-fio, soak-stress  load on a mount, checked (1 hour each; LOAD_ARGS)'
@@ -109,10 +110,16 @@ LOAD_ARGS ?=
 soak-fsx soak-fsstress soak-fio soak-stress: soak-%: .venv/.stamp-dev
 	$(BIN)/python tests/soak/load.py $* --write $(LOAD_ARGS)
 
+# After an interruption the same command goes on. SCALE_ARGS='--files 100000', '--dir FOLDER' (16 KiB of disk a file).
+SCALE_ARGS ?=
+
+soak-scale: .venv/.stamp-dev
+	$(BIN)/python tests/soak/scale.py --dir .venv/.soak-scale --write $(SCALE_ARGS)
+	$(BIN)/python tests/soak/scale_plot.py
+
 soak-systemd: .venv/.stamp-dev
 	@command -v debootstrap systemd-nspawn >/dev/null || { echo '==> Installing debootstrap and systemd-container'; apt-get update -qq; apt-get install -y -qq --no-install-recommends debootstrap systemd-container; }
 	$(BIN)/python tests/systemd/run.py --write
-
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage htmlcov
 

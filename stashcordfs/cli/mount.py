@@ -19,7 +19,7 @@ import click
 from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path, wait_for_exit
 from stashcordfs.cli.output import parse_time, read_secret
 from stashcordfs.config import PREFIX, SETTING_NAMES, Settings
-from stashcordfs.errors import StashcordError, UsageError
+from stashcordfs.errors import StashcordError, UsageError, first_of
 from stashcordfs.volumes import FSNAME_PREFIX, VolumeBusy, VolumeDir, read_mounts
 
 if TYPE_CHECKING:
@@ -209,10 +209,9 @@ def _run(
     except BaseExceptionGroup as group:
         # Raised beside the daemon's other tasks, which were cancelled: the first of ours tells why.
         log.exception("mount failed volume=%s", name)
-        ours = group.subgroup(StashcordError)
-        if ours is None:
+        if group.subgroup(StashcordError) is None:
             raise
-        raise _first(ours) from group
+        raise first_of(group) from group
     except StashcordError as error:  # a person's to mend: one line, as on the terminal
         log.error("mount failed volume=%s: %s", name, error)  # noqa: TRY400
         log.debug("raised here", exc_info=True)
@@ -245,8 +244,3 @@ def _tell_past(past: VolumeDir) -> None:
     click.echo(f"As of segment {report['segment']}, made {when}; read-only.")
     if report["missing_files"]:
         click.echo(f"{report['missing_files']} files were not on Discord by then, or not wholly")
-
-
-def _first(group: BaseExceptionGroup[StashcordError]) -> StashcordError:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -334,17 +334,22 @@ class Publisher:
             await self._post()
         self._renewed = self.segment
         await self._checkpointer.take()
-        await self._cut(even_empty=True)  # its message carries a copy of the second
+        await self._journal.note_renewal()  # else nothing shows that the checkpoint belongs here
+        await self._cut()  # its message carries a copy of the second
         await self._post()
         self._renewing = None
         asked.set()
 
     async def _cover(self, change: int) -> None:
         """A segment on Discord holds this change, and tells which blocks are only here."""
-        newest = await self._journal.newest_object(KIND_SEGMENT)
+        newest = await self._journal.newest_object(KIND_SEGMENT, dropped=True)
         if newest is None or newest.last_change < change:
             await self._cut(even_empty=True)
         await self._post()
+        if self._posted < change:  # what held it was lost before it was posted
+            await self._journal.note_renewal()
+            await self._cut()
+            await self._post()
         self._tell()
 
     def _failed(self, why: str) -> None:

@@ -361,6 +361,7 @@ async def test_every_statement_of_a_running_journal_uses_an_index(journal, monke
     await journal.truncate(made.ino, 10, 100, 1)
     await journal.abandon_intent(1)
     await journal.cached_beyond(made.ino, 1)
+    await journal.cached_page(-1, 10)
     await journal.drop_dirty(made.ino, [(1, 1)])
     await journal.nameless()
     for name in (b"b", b"c"):

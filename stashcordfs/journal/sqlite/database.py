@@ -241,13 +241,15 @@ class Database:
         A full or failing disk may have made SQLite take back the whole group, with operations that
         were answered already: then nothing more is written, as memory and journal differ.
         """
-        self.rollbacks += 1
         if self._lost():
+            self.rollbacks += 1
             return
         self.run("ROLLBACK TO op")
         self.run("RELEASE op")
-        if wrote and self.undone is not None:
-            self.undone()
+        if wrote:  # a refusal has written nothing, and what is in memory stays right
+            self.rollbacks += 1
+            if self.undone is not None:
+                self.undone()
 
     def _lost(self) -> bool:
         if not self._open or self._connection.in_transaction:
