@@ -231,18 +231,24 @@ class Control:
 
     async def _drain_and_stop(self) -> None:
         """Drain while anything gets through: without a network a shutdown must not wait for it."""
-        moved_s, seen = trio.current_time(), self._gone_through()
-        with trio.move_on_after(_DRAIN_ON_SIGNAL_S):
-            async with aclosing(self._drain({})) as events:
-                async for _ in events:
-                    if (now := self._gone_through()) != seen:
-                        moved_s, seen = trio.current_time(), now
-                    elif trio.current_time() - moved_s >= _STALLED_S:
-                        log.warning("stopping: nothing got through for %.0f s", _STALLED_S)
-                        break
+        try:
+            with trio.move_on_after(_DRAIN_ON_SIGNAL_S):
+                await self._drain_while_it_moves()
+        except StashcordError as error:  # such as another machine's taking over meanwhile
+            log.warning("stopping: %s", error)
         if left := self._parts.blocks.room.dirty_bytes:
             log.warning("stopping with %d bytes unsent; the next mount goes on", left)
         self._session.stop()
+
+    async def _drain_while_it_moves(self) -> None:
+        moved_s, seen = trio.current_time(), self._gone_through()
+        async with aclosing(self._drain({})) as events:
+            async for _ in events:
+                if (now := self._gone_through()) != seen:
+                    moved_s, seen = trio.current_time(), now
+                elif trio.current_time() - moved_s >= _STALLED_S:
+                    log.warning("stopping: nothing got through for %.0f s", _STALLED_S)
+                    break
 
     def _gone_through(self) -> tuple[int, int, int]:
         stats = self._parts.stats

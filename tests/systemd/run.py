@@ -172,7 +172,6 @@ def killed(machine: Machine, checks: Checks) -> None:
     )
     machine.run(f"systemctl kill -s KILL --kill-who=main {UNIT}")
     machine.run(f"sleep 1; ! stat {PLACE} 2>/dev/null")
-    until("up again", lambda: machine.run(f"stat {PLACE}/hello", check=False), within_s=1)
     seconds = until(
         "started again", lambda: machine.show(UNIT, "ActiveState") == "active", within_s=60
     )
@@ -208,7 +207,7 @@ def failing(machine: Machine, checks: Checks) -> None:
     checks.passed("a mountpoint that is not empty: one line, no second try")
     machine.run(f"cp {SECRETS}.passphrase /root/kept; echo no > {SECRETS}.passphrase")
     machine.run(f"systemctl start {UNIT} || true")
-    until("given up", lambda: machine.show(UNIT, "ActiveState") == "failed", within_s=120)
+    until("given up", lambda: machine.show(UNIT, "ActiveState") == "failed", within_s=300)
     log = machine.log_of(UNIT)
     checks.facts["tries_with_wrong_passphrase"] = log.count("error: wrong passphrase")
     checks.expect("error: wrong passphrase" in log, "no line about the passphrase")
