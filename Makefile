@@ -11,6 +11,7 @@ COMMANDS := demo test lint format bench posix demo-stop install clean help
 COMMANDS += soak-faults soak-uploads soak-offline soak-recover soak-garbage soak-directory soak-model
 COMMANDS += soak-crash-kill soak-crash-power soak-cuts soak-programs soak-fsx soak-fsstress
 COMMANDS += soak-fio soak-stress soak-scale soak-systemd
+COMMANDS += soak-fuzz
 
 .PHONY: $(COMMANDS)
 .DEFAULT_GOAL := help
@@ -37,6 +38,7 @@ help:
 	@echo 'make soak-model    100,000 operations on the mount and on a plain folder: both alike after each (1 hour)'
 	@echo 'make soak-programs  git, SQLite, PostgreSQL, restic, Samba, ... on a mount, in two regimes; as root (30 minutes)'
 	@echo 'make soak-fsx, soak-fsstress, soak-fio, soak-stress  load on a mount, checked (1 hour each; LOAD_ARGS)'
+	@echo 'make soak-fuzz  the readers of packs, segments, checkpoints, ... under a fuzzer (35 minutes; FUZZ_ARGS)'
 	@echo 'make soak-systemd  a Debian 12 of its own: make demo, make install, the unit, fstab; as root (10 minutes)'
 	@echo 'make clean   remove the virtual environment and what tools have left'
 
@@ -76,7 +78,7 @@ posix: .venv/.stamp-dev
 	$(BIN)/python tests/posix/run.py --write
 
 soak-faults: .venv/.stamp-dev
-	$(BIN)/python tests/faults/run.py --write
+	$(BIN)/python tests/faults/run.py --state .venv/.soak-faults.json --write
 
 soak-cuts: .venv/.stamp-dev
 	$(BIN)/python tests/vfs/cuts.py --seeds 500
@@ -109,6 +111,13 @@ LOAD_ARGS ?=
 
 soak-fsx soak-fsstress soak-fio soak-stress: soak-%: .venv/.stamp-dev
 	$(BIN)/python tests/soak/load.py $* --write $(LOAD_ARGS)
+
+# Goes on from the corpus in .venv/.fuzz. FUZZ_ARGS='--seconds 3600 --seed 2 segment'.
+FUZZ_ARGS ?=
+
+soak-fuzz: .venv/.stamp-dev
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || { echo '==> Installing atheris'; $(BIN)/python -m pip install -q '.[fuzz]'; }
+	$(BIN)/python tests/fuzz/run.py --write $(FUZZ_ARGS)
 
 # After an interruption the same command goes on. SCALE_ARGS='--files 100000', '--dir FOLDER' (16 KiB of disk a file).
 SCALE_ARGS ?=

@@ -264,8 +264,10 @@ class Control:
             await self._parts.reload()
             self._notifier.ready(f"Mounted at {self._parts.mountpoint}")
 
-    async def serve_health(self, port: int) -> None:
-        """Answer /metrics and /health on loopback."""
+    async def serve_health(
+        self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer /metrics and /health on loopback. UsageError when the port cannot be had."""
         await serve_health(
             port,
             HealthSources(
@@ -273,6 +275,7 @@ class Control:
                 status=self._parts.status,
                 ready=lambda: self._parts.state == "mounted",
             ),
+            task_status=task_status,
         )
 
     def _render(self) -> bytes:
@@ -280,7 +283,10 @@ class Control:
         parts, metrics = self._parts, self._metrics
         metrics.cache_bytes.set(parts.blocks.room.used_bytes)
         metrics.dirty_bytes.set(parts.blocks.room.dirty_bytes)
-        metrics.damaged_blocks.set(parts.verifier.damaged_blocks)
+        verified = parts.verifier.state
+        metrics.damaged_blocks.set(verified.damaged_blocks)
+        metrics.missing_packs.set(verified.missing_packs)
+        metrics.missing_objects.set(verified.missing_objects)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
         metrics.unsettled_uploads.set(parts.settler.unsettled)
         metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())

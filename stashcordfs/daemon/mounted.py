@@ -166,7 +166,9 @@ class Parts:
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
-            "damaged_blocks": self.verifier.damaged_blocks,
+            "damaged_blocks": self.verifier.state.damaged_blocks,
+            "missing_packs": self.verifier.state.missing_packs,
+            "missing_objects": self.verifier.state.missing_objects,
             "trash_files": self.trash.usage[0],
             "trash_bytes": self.trash.usage[1],
             "erasing": self.eraser.pending if self.eraser else 0,
@@ -377,7 +379,7 @@ async def _main(
             ),
             report,
             assembly.nursery,
-            verifier_of(assembly, volume, store, keys, report),
+            verifier_of(assembly, volume, store, keys, report, mends=not chosen.read_only),
             assembly.publisher,
             assembly.fence,
             assembly.collector,
@@ -435,6 +437,8 @@ async def _serve(
     if parts.eraser is not None:
         parts.eraser.unnamed = operations.unnamed
     control = Control(parts, session, notifier, metrics)
+    if settings.metrics_port:
+        await nursery.start(control.serve_health, settings.metrics_port)
     with session.mounted():
         for task in (
             parts.durability.run_commits,
@@ -453,8 +457,6 @@ async def _serve(
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)
         nursery.start_soon(control.watch_signals)
-        if settings.metrics_port:
-            nursery.start_soon(control.serve_health, settings.metrics_port)
         log.info("mounted volume=%s at=%s", parts.name, parts.mountpoint)
         notifier.ready(f"Mounted at {parts.mountpoint}")
         ready()

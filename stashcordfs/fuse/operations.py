@@ -225,7 +225,7 @@ class StashcordOperations(pyfuse3.Operations):
             name_new,
             noreplace=bool(flags & pyfuse3.RENAME_NOREPLACE),
             exchange=bool(flags & pyfuse3.RENAME_EXCHANGE),
-            whiteout=bool(flags & _RENAME_WHITEOUT),
+            whiteout=(ctx.uid, ctx.gid) if flags & _RENAME_WHITEOUT else None,
         )
 
     # ------------------------------------------------------------------ attributes

@@ -112,6 +112,12 @@ class Changes(Outbox):
                 "INSERT OR REPLACE INTO volume VALUES ('renewed', ?)", (str(self._clock_ns()),)
             )
 
+    async def want_checkpoint(self) -> None:
+        """Have a checkpoint posted soon, also by the next mount, after a segment of its own."""
+        await self.note_renewal()
+        with self._db.operation:
+            self._db.run("INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)")
+
     # ------------------------------------------------------------------ after a recovery
 
     async def note_losses(

@@ -17,6 +17,7 @@ from stashcordfs.journal.erasing import Erasing
 from stashcordfs.journal.outbox import bitmap_of
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
+from stashcordfs.journal.sqlite.reserve import FOR_CHANGES_BYTES, FOR_REMOVAL_BYTES
 from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
@@ -77,6 +78,16 @@ class Journal(Erasing):
     def on_first_write(self, call: Callable[[], None]) -> None:
         """Be told when a group has its first write, and so something to commit."""
         self._db.written = call
+
+    def has_room(self, *, removing: bool) -> bool:
+        """Whether the disk has room for a group of changes, and for what must go on besides.
+
+        `removing`: for those that free something, which may still be made when others may not.
+        """
+        needed = FOR_REMOVAL_BYTES if removing else FOR_CHANGES_BYTES
+        if self._db.reserve.ahead_bytes < needed:
+            self._db.reserve.refill()
+        return self._db.reserve.ahead_bytes >= needed
 
     def commit(self) -> None:
         """Commit the open group: safe against a killed process."""
@@ -190,7 +201,7 @@ class Journal(Erasing):
         *,
         noreplace: bool,
         exchange: bool,
-        whiteout: bool = False,
+        whiteout: tuple[int, int] | None = None,
         now_ns: int,
     ) -> Attributes | None:
         """Rename; what is left of a replaced inode, or None."""

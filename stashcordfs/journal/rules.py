@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stashcordfs.journal.engine import Engine
 
 NAME_MAX = 255
+Owner = tuple[int, int]  # uid and gid of who makes something
 LINK_MAX = 65_000  # of files, ext4's bound; as there, folders may hold any number of folders
 
 _NO_NAMES = frozenset({b"", b".", b".."})
@@ -178,19 +179,20 @@ def rename(
     *,
     noreplace: bool,
     exchange: bool,
-    whiteout: bool = False,
+    whiteout: Owner | None = None,
     now_ns: int,
 ) -> Attributes | None:
     """Rename. Returns what is left of a replaced inode, None when nothing was replaced.
 
-    `whiteout` leaves a character device 0:0 in the old place, as overlay file systems want it.
+    `whiteout` leaves a character device 0:0, made by that user and group, in the old place, as
+    overlay file systems want it.
     """
     _folder(engine, old_parent)
     _folder(engine, new_parent)
     moved = _existing(engine, old_parent, old_name)
     _check_name(new_name)
     target = engine.entry(new_parent, new_name)
-    if exchange and (noreplace or whiteout):
+    if exchange and (noreplace or whiteout is not None):
         raise FsError(errno.EINVAL)
     _check_rename(engine, moved, target, new_parent, noreplace=noreplace, exchange=exchange)
     if exchange:
@@ -212,8 +214,8 @@ def rename(
     lost = int(target is not None and _is_folder(target))
     engine.touch_folder(old_parent, now_ns, subfolders=-folder)
     engine.touch_folder(new_parent, now_ns, subfolders=folder - lost)
-    if whiteout:
-        _leave_whiteout(engine, old_parent, old_name, moved, now_ns)
+    if whiteout is not None:
+        _leave_whiteout(engine, old_parent, old_name, whiteout, now_ns)
     return None if target is None else _lose_name(engine, target, now_ns)
 
 
@@ -234,14 +236,12 @@ def _check_rename(
         raise FsError(errno.EINVAL)
 
 
-def _leave_whiteout(
-    engine: Engine, parent: Ino, name: bytes, moved: Attributes, now_ns: int
-) -> None:
-    left = Attributes(
-        engine.new_ino(), stat.S_IFCHR, 1, moved.uid, moved.gid, 0, 0, now_ns, now_ns, now_ns
-    )
-    engine.insert_inode(left)
-    engine.insert_entry(parent, name, left.ino)
+def _leave_whiteout(engine: Engine, parent: Ino, name: bytes, by: Owner, now_ns: int) -> None:
+    uid, gid = by
+    create(
+        engine, parent, name, mode=stat.S_IFCHR, uid=uid, gid=gid, rdev=0, now_ns=now_ns,
+        target=None,
+    )  # fmt: skip
 
 
 def _check_replace(engine: Engine, moved: Attributes, target: Attributes) -> None:

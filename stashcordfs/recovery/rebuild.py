@@ -25,6 +25,7 @@ from stashcordfs.store.fetching import fetch_table
 from stashcordfs.store.sealed import open_object
 from stashcordfs.store.segment import decode_claim
 from stashcordfs.types import ROOT_INO, Attributes, Ino
+from stashcordfs.vfs.orphans import SPARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,8 +72,9 @@ async def rebuild_from_packs(
         packs = await _gather(store, keys, places, gathered, progress)
         progress("making the journal", 0, 0)
         gathered.settle()
-        outcome = await _make(gathered, packs, path, block_bytes, epoch)
-    if bad := len(places) - len(packs):
+        bad = len(places) - len(packs)
+        outcome = await _make(gathered, packs, path, block_bytes, epoch, whole=not bad)
+    if bad:
         outcome.notes.append(f"{bad} packs could not be read")
     return outcome
 
@@ -164,7 +166,7 @@ async def _highest_epoch(
 
 
 async def _make(
-    gathered: Gathered, packs: _Packs, path: Path, block_bytes: int, claimed: int
+    gathered: Gathered, packs: _Packs, path: Path, block_bytes: int, claimed: int, *, whole: bool
 ) -> Outcome:
     epoch = max(claimed, gathered.highest_ino() >> 40) + 1
     outcome = Outcome(epoch, len(packs))
@@ -179,6 +181,8 @@ async def _make(
         await _put_names(journal, gathered, block_bytes, outcome)
         await _put_packs(journal, gathered, packs)
         await _put_blocks(journal, gathered, block_bytes, outcome)
+        if not whole:  # packs that cannot be read now may be read one day
+            await journal.set_local(SPARED, "1")
         journal.commit()
     finally:
         journal.close()

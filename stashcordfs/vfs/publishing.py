@@ -185,6 +185,11 @@ class Publisher:
         self._paused_until_s = self._backoff_s = 0.0
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Tell all that is committed as soon as possible; with a checkpoint, if one is due."""
+        self._wanted = max(self._wanted, self._journal.last_change)
+        self._wake.set()
+
     async def resumed(self) -> None:
         """The machine has slept, so another writer may have come: look now, not at the next due."""
         self._channel.looked_s = -math.inf

@@ -121,11 +121,12 @@ async def test_the_link_bound_holds_for_files_and_not_for_folders(journal, monke
 async def test_a_whiteout_takes_the_old_place(journal):
     moved = await make(journal, b"f")
     await journal.rename(
-        ROOT_INO, b"f", ROOT_INO, b"g", noreplace=False, exchange=False, whiteout=True, now_ns=5
+        ROOT_INO, b"f", ROOT_INO, b"g", noreplace=False, exchange=False, whiteout=(7, 8), now_ns=5
     )
     left = await journal.lookup(ROOT_INO, b"f")
     assert left is not None
     assert (left.mode, left.rdev, left.nlink) == (stat.S_IFCHR, 0, 1)
+    assert (left.uid, left.gid) == (7, 8)  # whoever has renamed, not the file's owner
     assert (await journal.lookup(ROOT_INO, b"g")).ino == moved.ino
 
 

@@ -1,17 +1,19 @@
 """The model test at length: `make soak-model` starts it.
 
-    soak_model.py [--steps 100000] [--seed N] [--state FILE] [--dir FOLDER] [--write]
+    soak_model.py [--steps 100000] [--seed N] [--state FILE] [--at-once N] [--dir FOLDER] [--write]
     soak_model.py --replay FILE    one game again, from what a difference has left
 
 Batches of games over a volume each; hypothesis's course follows from seed and batch. With --state a
-run that was interrupted goes on with the next batch. Exit code 1 when the mount and the plain
-folder were not alike. With --write the findings go to docs/evidence/model.json.
+run that was interrupted goes on with the next batch; with --at-once several volumes share the
+steps, of the seeds from --seed on. Exit code 1 when the mount and the plain folder were not alike.
+With --write the findings go to docs/evidence/model.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +36,7 @@ _GAMES, _STEPS = 60, 400  # of a batch; hypothesis's own rules leave some steps 
 @dataclass
 class Findings:
     seed: int
+    at_once: int = 1  # volumes; their seeds follow one another
     batches: int = 0
     games: int = 0
     steps: int = 0
@@ -109,10 +112,41 @@ def soak(options: argparse.Namespace) -> Findings:
     return findings
 
 
+def soak_at_once(options: argparse.Namespace) -> Findings:
+    """A process for each volume. What one has found is left in its state file."""
+    states = [Path(f"{options.state}.{n}") for n in range(options.at_once)]
+    share = -(-options.steps // options.at_once)
+    parts = []
+    for number, state in enumerate(states):
+        command = [sys.executable, __file__, "--part", "--state", str(state)]
+        command += ["--seed", str(options.seed + number), "--steps", str(share)]
+        command += ["--most-problems", str(options.most_problems)]
+        command += ["--dir", str(options.dir)] if options.dir else []
+        parts.append(subprocess.Popen(command))
+    ended = [part.wait() for part in parts]
+    found = [Findings(**json.loads(s.read_text(encoding="utf-8"))) for s in states if s.exists()]
+    whole = Findings(options.seed, options.at_once)
+    for one in found:
+        for name in ("batches", "games", "steps", "remounts", "seconds"):
+            setattr(whole, name, getattr(whole, name) + getattr(one, name))
+        for operation, count in one.by_operation.items():
+            whole.by_operation[operation] = whole.by_operation.get(operation, 0) + count
+        whole.commits += [commit for commit in one.commits if commit not in whole.commits]
+        whole.problems += one.problems
+    if any(ended) and not whole.problems:
+        whole.problems.append(f"a part ended with {max(ended)}")
+    if not whole.problems:
+        for state in states:
+            state.unlink(missing_ok=True)
+    return whole
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1, help="volumes that share the steps")
+    parser.add_argument("--part", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--state", type=Path, help="where the batch's number is kept")
     parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
     parser.add_argument("--most-problems", type=int, default=1, help="after so many it ends")
@@ -127,12 +161,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory(dir=options.dir, prefix="stashcordfs-model-") as name:
             replay(Path(name), steps)
         return 0
-    findings = soak(options)
+    if options.at_once > 1 and options.state is None:
+        parser.error("--at-once needs --state")
+    findings = soak_at_once(options) if options.at_once > 1 else soak(options)
     if options.write:
         evidence.write(
             "model", made_by="make soak-model", commit=findings.commits[-1], found=asdict(findings)
         )
-    if options.state and not findings.problems:
+    if options.state and not findings.problems and not options.part:
         options.state.unlink(missing_ok=True)
     return int(bool(findings.problems))
 

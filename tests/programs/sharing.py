@@ -50,6 +50,33 @@ def overlayfs(place: Place) -> Checks:
         assert (merged / "sparse").read_bytes() == b"changed above"
         assert not (merged / "folder 1").exists()
     yield "mounted again, the changes are there"
+    below = place.work / "below"
+    make_tree(below, files=place.many(100))
+    before = looked(below)
+    for layer in ("upper", "scratch"):
+        (place.at / layer).mkdir()
+    with _overlay(place, *_above(place)) as merged:
+        (merged / "sparse").write_bytes(b"changed above")
+        call("rm", "-rf", merged / "folder 1")
+        (merged / "folder 1").mkdir()  # opaque: nothing of what is below
+        (merged / "folder 2/new").write_bytes(b"new")
+        call("mv", merged / "folder 2", merged / "moved")
+        _see_the_changes(merged)
+    assert looked(below) == before
+    yield "as upper layer: changes, whiteouts and opaque folders are kept in it"
+
+
+def _above(place: Place) -> tuple[str, ...]:
+    """A plain folder below, the mount above."""
+    layers = (f"upperdir={place.at / 'upper'}", f"workdir={place.at / 'scratch'}")
+    return (f"lowerdir={place.work / 'below'}", *layers)
+
+
+def _see_the_changes(merged: Path) -> None:
+    assert (merged / "sparse").read_bytes() == b"changed above"
+    assert list((merged / "folder 1").iterdir()) == []
+    assert not (merged / "folder 2").exists()
+    assert (merged / "moved/new").read_bytes() == b"new"
 
 
 @again(overlayfs)
@@ -62,7 +89,9 @@ def overlayfs_again(place: Place) -> Checks:
             if path.is_file():
                 there = merged / path.relative_to(place.at / "lower")
                 assert there.read_bytes() == path.read_bytes()
-    yield "read through the layers"
+    with _overlay(place, *_above(place)) as merged:
+        _see_the_changes(merged)
+    yield "read through the layers, below and above"
 
 
 _SMB_CONF = """

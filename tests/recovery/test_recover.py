@@ -30,6 +30,7 @@ from stashcordfs.store.sealed import seal_object
 from stashcordfs.store.segment import Claim, Segment, encode_claim, encode_segment
 from stashcordfs.types import ROOT_INO, Attributes, Ino, Limits
 from stashcordfs.vfs.checkpointing import CheckpointSettings
+from stashcordfs.vfs.orphans import SPARED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vfs"))
 from harness import BLOCK, KEYS, FaultyStore, until, volume
@@ -504,6 +505,9 @@ async def test_a_pack_that_is_lost_costs_its_blocks_alone(clock, tmp_path, chann
         progress=lambda *_: None,
     )  # fmt: skip
     assert "1 packs could not be read" in outcome.notes
+    journal = Journal.open(tmp_path / "new" / "journal.sqlite", clock_ns=lambda: 1)
+    assert await journal.get_local(SPARED)  # it is no orphan
+    journal.close()
     (tmp_path / "new" / "store").symlink_to(tmp_path / "old" / "store")
     async with volume(tmp_path / "new") as v:
         assert sorted(await tree(v)) == [b"/file-0", b"/file-2"]

@@ -75,6 +75,10 @@ class Soak:
         self._volume = DemoVolume(
             folder, settings=settings, server=server, strong_keys=not hurried, again=again
         )
+        self._volume.mount_within_s = 1800.0  # on a busy machine
+        commits = self._made.setdefault("commits", [])
+        if (now := evidence.commit_now()) not in commits:
+            commits.append(now)
         self._keep()
 
     def _keep(self) -> None:
@@ -99,7 +103,7 @@ class Soak:
             made["checkpoint"] = self._checkpoint()
             self._keep()
         self._make_part("second", tree.changes)
-        self.result.steps["make"] = made["make"] | {"files": tree.last}
+        self.result.steps["make"] = made["make"] | {"files": tree.last, "commits": made["commits"]}
         for step in ("checkpoint", "mount_cached"):
             self.result.steps[step] = made[step]
 

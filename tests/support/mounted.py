@@ -40,6 +40,7 @@ def fuse_missing() -> str:
 
 class DemoVolume:
     options: tuple[str, ...] = ()
+    mount_within_s = 120.0
 
     def __init__(
         self,
@@ -131,7 +132,10 @@ class DemoVolume:
         return done.stdout
 
     def mount(self, *options: str) -> None:
-        self.command("mount", *self.options, *options, NAME, str(self.mountpoint), timeout_s=120)
+        self.command(
+            "mount", *self.options, *options, NAME, str(self.mountpoint),
+            timeout_s=self.mount_within_s,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def server_halted(self) -> Iterator[None]:

@@ -70,6 +70,7 @@ def salvage(damaged: Path, new: Path) -> dict[str, int]:
                 source.execute("PRAGMA checksum_verification = 0")
                 for table in found:
                     found[table] += _copy(source, target, table)
+            target.execute(schema.DOUBT)
             target.execute(_LOSE_CHANGES, (time.time_ns(), LOST_CHANGES))
     finally:
         source.close()

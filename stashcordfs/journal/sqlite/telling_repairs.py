@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from stashcordfs.crypto.keys import KIND_SEGMENT
+from stashcordfs.journal.sqlite import schema
 from stashcordfs.journal.sqlite.telling_checks import (
     BAD_CONDEMNED,
     BAD_OBJECT,
@@ -46,10 +47,12 @@ def _objects(look: Inspection) -> list[str]:
             (number,),
         )
     now = time.time_ns()
-    look.run(
+    unknown = look.run(
         "DELETE FROM objects WHERE typeof(object_id) != 'blob' OR length(object_id) != 16"
         " OR typeof(kind) != 'integer'"
     )
+    if unknown:
+        look.connection.execute(schema.DOUBT)
     bad = look.run(
         f"UPDATE objects SET message = {_DROPPED}, sealed = NULL, channel = 0, attachment = 0,"
         " kind = CASE WHEN kind BETWEEN 2 AND 5 THEN kind ELSE 5 END, number = max(0,"
@@ -73,6 +76,7 @@ def _objects(look: Inspection) -> list[str]:
     )
     return [
         *_told(len(lost), "segments forgotten that cannot be posted any more"),
+        *_told(unknown, "objects of the journal channel forgotten"),
         *_told(bad + doubles, "objects of the journal channel kept as names alone"),
         *_told(backwards, "segments got the end of the one before"),
     ]
