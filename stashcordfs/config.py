@@ -111,21 +111,38 @@ class Secret:
 
     def _run(self, command: str) -> str:
         try:
+            words = shlex.split(command)
+        except ValueError as error:
+            raise UsageError(f"{self._name}: the command's quotes do not match") from error
+        if not words:
+            raise UsageError(f"{self._name}: cmd: names no command")
+        try:
             done = subprocess.run(
-                shlex.split(command),
+                words,
                 stdout=subprocess.PIPE,
                 check=True,
                 timeout=_COMMAND_TIMEOUT_S,
                 text=True,
             )
-        except (OSError, LookupError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
             # The command line may hold secrets of its own: name the program only.
-            program = command.split(maxsplit=1)[0] if command.split() else "(nothing)"
             raise UsageError(
-                f"{self._name}: the command {program} failed ({type(error).__name__}); "
-                "run it by hand to see why"
+                f"{self._name}: the command {words[0]} failed ({_why(error)}); "
+                "run it by hand to see more"
             ) from error
         return done.stdout
+
+
+def _why(error: Exception) -> str:
+    """Why a command gave no secret. Never its words, which may be one."""
+    match error:
+        case subprocess.CalledProcessError():
+            return f"it ended with {error.returncode}"
+        case subprocess.TimeoutExpired():
+            return f"no answer within {_COMMAND_TIMEOUT_S} s"
+        case OSError():
+            return error.strerror or type(error).__name__
+    return "its answer is not text" if isinstance(error, UnicodeError) else type(error).__name__
 
 
 def _size(low: int, high: int = 1 << 60) -> Callable[[object], int]:

@@ -146,3 +146,12 @@ class BreakerOpen(DiscordError):
     """Too many refused requests: we stopped asking, far below the count that bans the host."""
 
     temporary = True
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of what a nursery's tasks raised, the one that matters: our own error before all else."""
+    ours, _ = group.split(StashcordError)
+    found: BaseException = ours or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -146,7 +146,10 @@ class VolumeDir:
                 f"no volume named {self.name} in {self.state_dir}: "
                 "see stashcordfs list, or make one with stashcordfs mkfs"
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            why = f"{self.record_path} cannot be read: {error.strerror}"
+            raise StashcordError(why) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise StashcordError(f"{self.record_path} cannot be read: {error!r}") from error
 
     def write_record(self, record: VolumeRecord) -> None:

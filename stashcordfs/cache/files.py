@@ -27,20 +27,19 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.cache.mapped import MappedTable, sync_path
 from stashcordfs.errors import LocalDiskError
+from stashcordfs.falloc import KEEP_SIZE, PUNCH_HOLE, fallocate
 from stashcordfs.types import Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_KEEP_SIZE_AND_PUNCH = 0x01 | 0x02  # linux/falloc.h
 _SPARES_MOST, _SPARES_MADE, _SPARES_LOW = 8192, 4096, 2048
 _FOLDER_BITS = 12  # of a number: 4096 files a folder
 _MAGIC = b"STASHCORDFILES1\0"
 _HEX = re.compile("[0-9a-f]+")
 _OWNER = struct.Struct("<QQ")  # inode, generation; no inode: a spare, or no file
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 FileKey = tuple[Ino, int]  # inode, generation
 
@@ -275,10 +274,10 @@ class LocalFiles:
 
     def punch(self, key: FileKey, offset: int, length: int) -> None:
         """Give the range's disk space back; it reads as zeros, the length stays."""
-        fd = self.descriptor(key)
-        if _libc.fallocate(fd, _KEEP_SIZE_AND_PUNCH, offset, length):
-            code = ctypes.get_errno()
-            raise _local(OSError(code, os.strerror(code)), "punch")
+        try:
+            fallocate(self.descriptor(key), KEEP_SIZE | PUNCH_HOLE, offset, length)
+        except OSError as error:
+            raise _local(error, "punch") from error
 
     def data_ranges(self, key: FileKey, start: int, stop: int) -> list[tuple[int, int]]:
         """Where between `start` and `stop` the file has data, not holes (lseek(2), SEEK_DATA)."""

@@ -171,6 +171,8 @@ def _stop(volume: VolumeDir, mountpoint: Path) -> None:
         raise UsageError(f"{mountpoint} is volume {mount.name}; use stashcordfs umount")
     if mount is not None:
         end_mount(volume.state_dir, mount, wait=True)
+    elif not volume.path.exists():
+        raise UsageError(f"there is no demo in {volume.state_dir}: nothing to stop")
     elif volume.holder() is not None:
         raise UsageError(f"the demo is not mounted at {mountpoint}; see stashcordfs list")
     server = _read_server(volume.path / "sandbox.json")

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stashcordfs.cli.mountpoint import real_path
 from stashcordfs.cli.output import print_table, stages
 from stashcordfs.config import format_size
 from stashcordfs.errors import UsageError
+from stashcordfs.volumes import mount_holding, read_mounts
 
 if TYPE_CHECKING:
     from stashcordfs.cli.main import Globals
@@ -48,6 +50,10 @@ def command(
         raise UsageError("--endpoint-url and --delete belong to --to")
     if journal == "-" and as_json:
         raise UsageError("--json and --journal - would both write to stdout")
+    if to is not None and "://" not in to:
+        mount = mount_holding(real_path(to), read_mounts())
+        if mount is not None and mount.name == name:
+            raise UsageError(f"{to} lies on volume {name} itself; name a folder elsewhere")
     from stashcordfs.daemon import export_data, export_journal
 
     settings = globals_.settings(volume=name)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -18,7 +19,7 @@ import click
 from stashcordfs.cli.mountpoint import prepare_mountpoint, real_path, wait_for_exit
 from stashcordfs.cli.output import parse_time, read_secret
 from stashcordfs.config import PREFIX, SETTING_NAMES, Settings
-from stashcordfs.errors import StashcordError, UsageError
+from stashcordfs.errors import StashcordError, UsageError, first_of
 from stashcordfs.volumes import FSNAME_PREFIX, VolumeBusy, VolumeDir, read_mounts
 
 if TYPE_CHECKING:
@@ -139,7 +140,6 @@ def start_daemon(
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 pass_fds=[write_end],
-                start_new_session=True,
                 env=environment,
                 cwd="/",
             )
@@ -198,15 +198,7 @@ def _run(
         if (value := getattr(settings, secret)) is not None:
             redactor.add(value.reveal())
 
-    def ready() -> None:
-        if ready_fd is None:
-            return
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, 2)  # until here the starter reads our last words
-        os.close(null)
-        with contextlib.suppress(BrokenPipeError), open(ready_fd, "w", encoding="utf-8") as told:  # noqa: PTH123  a descriptor
-            json.dump({"ready": True}, told)
-
+    ready = partial(_tell_ready, ready_fd)
     try:
         if at_ns is None:
             run_mount(settings, name, mountpoint, options, ready)
@@ -217,13 +209,31 @@ def _run(
     except BaseExceptionGroup as group:
         # Raised beside the daemon's other tasks, which were cancelled: the first of ours tells why.
         log.exception("mount failed volume=%s", name)
-        ours = group.subgroup(StashcordError)
-        if ours is None:
+        if group.subgroup(StashcordError) is None:
             raise
-        raise _first(ours) from group
+        raise first_of(group) from group
+    except StashcordError as error:  # a person's to mend: one line, as on the terminal
+        log.error("mount failed volume=%s: %s", name, error)  # noqa: TRY400
+        log.debug("raised here", exc_info=True)
+        raise
     except Exception:
         log.exception("mount failed volume=%s", name)  # stderr may be closed by now
         raise
+
+
+def _tell_ready(ready_fd: int | None) -> None:
+    """Detach from the process that waits at the other end of `ready_fd`, and tell it."""
+    if ready_fd is None:
+        return
+    # Not earlier: an automount point lets only one process group pass until it is mounted
+    # (autofs_oz_mode), to which systemd makes mount(8), and so us, belong.
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)  # until here the starter reads our last words
+    os.close(null)
+    with contextlib.suppress(BrokenPipeError), open(ready_fd, "w", encoding="utf-8") as told:  # noqa: PTH123  a descriptor
+        json.dump({"ready": True}, told)
 
 
 def _tell_past(past: VolumeDir) -> None:
@@ -234,8 +244,3 @@ def _tell_past(past: VolumeDir) -> None:
     click.echo(f"As of segment {report['segment']}, made {when}; read-only.")
     if report["missing_files"]:
         click.echo(f"{report['missing_files']} files were not on Discord by then, or not wholly")
-
-
-def _first(group: BaseExceptionGroup[StashcordError]) -> StashcordError:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

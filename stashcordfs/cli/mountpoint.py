@@ -92,7 +92,15 @@ def prepare_mountpoint(path: Path, state_dir: Path) -> None:
 
 
 def refuse_below(state_dir: Path, mountpoint: Path) -> None:
-    """State below the mountpoint would be hidden by the mount, and wait for itself."""
+    """State below the mountpoint would be hidden by the mount, and wait for itself.
+
+    A mountpoint within the state could hide a part of it, such as an empty folder of blocks.
+    """
+    if mountpoint.is_relative_to(real_path(state_dir)):
+        raise UsageError(
+            f"{mountpoint} lies in state_dir, {state_dir}, which is the program's own; "
+            "name a directory outside it"
+        )
     if real_path(state_dir).is_relative_to(mountpoint):
         raise UsageError(
             f"state_dir: {state_dir} lies below the mountpoint {mountpoint}; "

@@ -123,6 +123,6 @@ def parse_time(text: str) -> int:
     """A moment in ns: ISO 8601, local time unless it says otherwise; UsageError."""
     try:
         moment = datetime.fromisoformat(text).astimezone()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UsageError(f"--at {text!r}: write it as 2026-11-25T14:00 or 2026-11-25") from None
     return round(moment.timestamp() * 1e6) * 1000

@@ -104,6 +104,12 @@ def _show(report: dict[str, Any]) -> None:
         click.echo(f"With older content in places: {report['older_files']} files")
         print_table(("Path",), [(path,) for path in report["older"][:_SHOWN]])
         _more(report, report["older_files"])
+    if missing := report.get("missing_packs"):
+        click.echo(f"Missing on Discord: {len(missing)} packs")
+        damaged = report["damaged"]
+        counts = [(path, str(count)) for path, count in damaged.items()]
+        print_table(("Damaged file", "Blocks"), counts[:_SHOWN])
+        _more(report, len(damaged))
     click.echo(f"{report['requests']} requests, {report['seconds']:.1f} s")
     if not report["dry_run"]:
         click.echo(f"Mount it: stashcordfs mount {report['name']} DIRECTORY")

@@ -80,7 +80,11 @@ def _in_daemon(
 
 def _show(name: str, outcome: dict[str, Any]) -> None:
     opened = f", {format_size(outcome['opened_bytes'])} opened" if outcome["opened_bytes"] else ""
-    click.echo(f"{name}: {outcome['checked_packs']} of {outcome['packs']} packs checked{opened}")
+    count = outcome["objects"]
+    objects = f", {count} segments and parts of checkpoints" if count else ""
+    click.echo(
+        f"{name}: {outcome['checked_packs']} of {outcome['packs']} packs checked{opened}{objects}"
+    )
     for key, says in (
         ("found_again", "packs that were missing are there again"),
         ("corrected_chunks", "places of chunks corrected by their packs' tables"),
@@ -92,6 +96,10 @@ def _show(name: str, outcome: dict[str, Any]) -> None:
     for what in ("missing", "corrupt"):
         for filename in outcome[f"{what}_packs"]:
             click.echo(f"{what}: pack {filename}")
+        for what_object in outcome[f"{what}_objects"]:
+            click.echo(f"{what}: {what_object}")
+    if outcome["checkpoint_wanted"]:
+        click.echo("a new checkpoint takes the place of what is missing of the journal")
     if outcome["damaged"]:
         rows = [(path, str(count)) for path, count in sorted(outcome["damaged"].items())]
         print_table(("Damaged file", "Blocks"), rows)

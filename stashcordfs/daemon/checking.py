@@ -111,6 +111,11 @@ async def _verify_assembled(
             progress("sending anew", 0, 0)
             made.nursery.start_soon(made.uploader.run)
             await made.filesystem.sync_remote()
+    if outcome.get("checkpoint_wanted"):
+        progress("posting a checkpoint", 0, 0)
+        async with opened(settings, volume, telling_too=True) as (made, _, _):
+            assert made.publisher is not None
+            await made.publisher.finish()
     return outcome
 
 

@@ -231,18 +231,24 @@ class Control:
 
     async def _drain_and_stop(self) -> None:
         """Drain while anything gets through: without a network a shutdown must not wait for it."""
-        moved_s, seen = trio.current_time(), self._gone_through()
-        with trio.move_on_after(_DRAIN_ON_SIGNAL_S):
-            async with aclosing(self._drain({})) as events:
-                async for _ in events:
-                    if (now := self._gone_through()) != seen:
-                        moved_s, seen = trio.current_time(), now
-                    elif trio.current_time() - moved_s >= _STALLED_S:
-                        log.warning("stopping: nothing got through for %.0f s", _STALLED_S)
-                        break
+        try:
+            with trio.move_on_after(_DRAIN_ON_SIGNAL_S):
+                await self._drain_while_it_moves()
+        except StashcordError as error:  # such as another machine's taking over meanwhile
+            log.warning("stopping: %s", error)
         if left := self._parts.blocks.room.dirty_bytes:
             log.warning("stopping with %d bytes unsent; the next mount goes on", left)
         self._session.stop()
+
+    async def _drain_while_it_moves(self) -> None:
+        moved_s, seen = trio.current_time(), self._gone_through()
+        async with aclosing(self._drain({})) as events:
+            async for _ in events:
+                if (now := self._gone_through()) != seen:
+                    moved_s, seen = trio.current_time(), now
+                elif trio.current_time() - moved_s >= _STALLED_S:
+                    log.warning("stopping: nothing got through for %.0f s", _STALLED_S)
+                    break
 
     def _gone_through(self) -> tuple[int, int, int]:
         stats = self._parts.stats
@@ -256,10 +262,12 @@ class Control:
         async with self._reloading:
             self._notifier.reloading()
             await self._parts.reload()
-            self._notifier.ready()
+            self._notifier.ready(f"Mounted at {self._parts.mountpoint}")
 
-    async def serve_health(self, port: int) -> None:
-        """Answer /metrics and /health on loopback."""
+    async def serve_health(
+        self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Answer /metrics and /health on loopback. UsageError when the port cannot be had."""
         await serve_health(
             port,
             HealthSources(
@@ -267,6 +275,7 @@ class Control:
                 status=self._parts.status,
                 ready=lambda: self._parts.state == "mounted",
             ),
+            task_status=task_status,
         )
 
     def _render(self) -> bytes:
@@ -274,7 +283,10 @@ class Control:
         parts, metrics = self._parts, self._metrics
         metrics.cache_bytes.set(parts.blocks.room.used_bytes)
         metrics.dirty_bytes.set(parts.blocks.room.dirty_bytes)
-        metrics.damaged_blocks.set(parts.verifier.damaged_blocks)
+        verified = parts.verifier.state
+        metrics.damaged_blocks.set(verified.damaged_blocks)
+        metrics.missing_packs.set(verified.missing_packs)
+        metrics.missing_objects.set(verified.missing_objects)
         metrics.pending_packs.set(parts.uploader.state.pending_packs)
         metrics.unsettled_uploads.set(parts.settler.unsettled)
         metrics.oldest_unsettled_seconds.set(parts.settler.oldest_unsettled_s())

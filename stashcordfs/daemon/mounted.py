@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from stashcordfs.config import load_settings
+from stashcordfs.config import format_size, load_settings
 from stashcordfs.daemon.assembly import Assembly, Options, assembled
 from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.ground import ended_cleanly, power_was_lost, stand_here
@@ -166,7 +166,9 @@ class Parts:
             "next_try_s": max(0.0, round(self.uploader.state.paused_until_s - now, 1)),
             **self.token_watch.status(),
             "suspends": self.sleep.suspends,
-            "damaged_blocks": self.verifier.damaged_blocks,
+            "damaged_blocks": self.verifier.state.damaged_blocks,
+            "missing_packs": self.verifier.state.missing_packs,
+            "missing_objects": self.verifier.state.missing_objects,
             "trash_files": self.trash.usage[0],
             "trash_bytes": self.trash.usage[1],
             "erasing": self.eraser.pending if self.eraser else 0,
@@ -377,7 +379,7 @@ async def _main(
             ),
             report,
             assembly.nursery,
-            verifier_of(assembly, volume, store, keys, report),
+            verifier_of(assembly, volume, store, keys, report, mends=not chosen.read_only),
             assembly.publisher,
             assembly.fence,
             assembly.collector,
@@ -387,6 +389,18 @@ async def _main(
         await _serve(parts, volume, sorted_options, ready, assembly.nursery)
     left = parts.blocks.room.dirty_bytes, len(parts.blocks.queue)
     log.info("unmounted volume=%s left_bytes=%d left_blocks=%d", volume.name, *left)
+    Notifier().status(_last_words(*left, told=not parts.discord_age_s()))
+
+
+def _last_words(left_bytes: int, left_blocks: int, *, told: bool) -> str:
+    """What `systemctl status` shows of a mount that has ended."""
+    if left_bytes:
+        left = f"{format_size(left_bytes)} in {left_blocks} blocks are"
+    elif told:
+        return "Unmounted; Discord has everything"
+    else:
+        left = "names or attributes are"
+    return f"Unmounted; {left} not on Discord yet, the next start goes on"
 
 
 def _retry(assembly: Assembly) -> None:
@@ -423,6 +437,8 @@ async def _serve(
     if parts.eraser is not None:
         parts.eraser.unnamed = operations.unnamed
     control = Control(parts, session, notifier, metrics)
+    if settings.metrics_port:
+        await nursery.start(control.serve_health, settings.metrics_port)
     with session.mounted():
         for task in (
             parts.durability.run_commits,
@@ -441,8 +457,6 @@ async def _serve(
             nursery.start_soon(_supervise, parts, task)
         await nursery.start(control.serve, volume.control_path)
         nursery.start_soon(control.watch_signals)
-        if settings.metrics_port:
-            nursery.start_soon(control.serve_health, settings.metrics_port)
         log.info("mounted volume=%s at=%s", parts.name, parts.mountpoint)
         notifier.ready(f"Mounted at {parts.mountpoint}")
         ready()

@@ -25,6 +25,7 @@ from stashcordfs.discord.client import ClientStats, DiscordClient
 from stashcordfs.discord.kept import KeptLimits
 from stashcordfs.errors import CryptoError, ObjectCorrupt, StashcordError, StoreError, UsageError
 from stashcordfs.journal import Journal
+from stashcordfs.recovery.presence import note_lost_packs
 from stashcordfs.recovery.rebuild import rebuild_from_packs
 from stashcordfs.recovery.recover import Built, Found, NothingFound, Recovery
 from stashcordfs.store import record as records
@@ -207,6 +208,7 @@ class Rebuilding:
                 **self._state(found, built),
                 **await _contents(journal),
                 **await _losses(journal, lost, older),
+                **await self._packs(journal),
             }
         finally:
             journal.close()
@@ -256,6 +258,16 @@ class Rebuilding:
             "notes": outcome.notes,
             **contents,
             **_no_losses(),
+        }
+
+    async def _packs(self, journal: Journal) -> dict[str, Any]:
+        """Before a recovery, which packs are missing, and what of; after it, `verify` tells."""
+        if not self._wanted.dry_run:
+            return {}
+        lost, blocks = await note_lost_packs(journal, self._data_store, self._progress)
+        return {
+            "missing_packs": [pack.location.filename for pack in lost],
+            "damaged": {await _path_of(journal, ino): n for ino, n in sorted(blocks.items())},
         }
 
     async def claim(self) -> None:

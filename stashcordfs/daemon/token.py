@@ -85,10 +85,14 @@ class Token:
                 "mounted: mount again with a valid one, best as token = file:PATH"
             )
         kind = self._secret.kind
-        where = {
-            "credential": "renew the service's credential",
-            "cmd": "let its command print a valid one",
-        }.get(kind, "write a valid one into the settings file")
+        if kind == "credential":  # copied when the service starts (systemd.exec(5))
+            return (
+                "Discord rejects the token: put a valid one into the file that the service's "
+                "LoadCredential= names, then restart the service"
+            )
+        where = "write a valid one into the settings file"
+        if kind == "cmd":
+            where = "let its command print a valid one"
         if kind == "file":
             where = f"put a valid one into {self._secret.absolute_reference()[5:]}"
         return f"Discord rejects the token: {where}; it is read again every {self.every_s:.0f} s"

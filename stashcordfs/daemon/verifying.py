@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from stashcordfs.daemon.provision import read_record
 from stashcordfs.daemon.working import working
 from stashcordfs.recovery.verify import Verifier
+from stashcordfs.recovery.verify_journal import JournalObjects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -26,8 +28,21 @@ def verifier_of(
     store: ObjectStore,
     keys: VolumeKeys,
     report: Callable[[str], None],
+    *,
+    mends: bool = True,
 ) -> Verifier:
-    """The verifier of an assembled volume."""
+    """The verifier of an assembled volume. `mends`: it may have a checkpoint posted."""
+    objects = None
+    if mends:
+        publisher = assembly.publisher
+        objects = JournalObjects(
+            journal=assembly.journal,
+            store=store,
+            keys=keys,
+            channel=volume.read_record().journal_channel,
+            record=read_record(volume).filename,
+            hurry=publisher.hurry if publisher is not None else lambda: None,
+        )
     return Verifier(
         journal=assembly.journal,
         blocks=assembly.blocks,
@@ -35,6 +50,7 @@ def verifier_of(
         keys=keys,
         state_path=volume.path / _STATE,
         report=report,
+        objects=objects,
     )
 
 

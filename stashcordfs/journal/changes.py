@@ -102,6 +102,22 @@ class Changes(Outbox):
         )
         return None if row is None else row[0]
 
+    async def note_renewal(self) -> None:
+        """Make a change that means nothing: a checkpoint is found by a segment that has a change.
+
+        Segments without one do not say how far the journal had come.
+        """
+        with self._db.operation:
+            self._db.run(
+                "INSERT OR REPLACE INTO volume VALUES ('renewed', ?)", (str(self._clock_ns()),)
+            )
+
+    async def want_checkpoint(self) -> None:
+        """Have a checkpoint posted soon, also by the next mount, after a segment of its own."""
+        await self.note_renewal()
+        with self._db.operation:
+            self._db.run("INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)")
+
     # ------------------------------------------------------------------ after a recovery
 
     async def note_losses(
@@ -176,10 +192,11 @@ class Changes(Outbox):
     ) -> None:
         """Inodes with the numbers that they had, and their names; link counts are made here.
 
-        A name that is taken gets the inode's number behind it.
+        A name that is taken gets the inode's number behind it. Not one transaction: of a new
+        journal alone, which counts only when it is whole.
         """
-        with self._db.operation:
-            for attributes, names in nodes:
+        for attributes, names in nodes:
+            with self._db.operation:  # groups of them are segments' pieces, so none may be large
                 folder = stat.S_ISDIR(attributes.mode)
                 links = 2 if folder else len(names)
                 self._engine.insert_inode(attributes._replace(nlink=links))
@@ -187,6 +204,7 @@ class Changes(Outbox):
                     taken = self._engine.entry(parent, name) is not None
                     free = b"%b~%d" % (name[:200], attributes.ino) if taken else name
                     self._engine.insert_entry(parent, free, attributes.ino)
+        with self._db.operation:
             self._db.run(
                 "UPDATE inodes SET nlink = 2 + (SELECT count(*) FROM dirents d JOIN inodes i"
                 " ON i.ino = d.ino WHERE d.parent = inodes.ino AND (i.mode & ?1) = ?2)"
@@ -239,12 +257,12 @@ class Changes(Outbox):
         )
         return [_to_object(row) for row in rows]
 
-    async def newest_object(self, kind: int) -> OwnObject | None:
-        """The one with the highest number."""
+    async def newest_object(self, kind: int, *, dropped: bool = False) -> OwnObject | None:
+        """The one with the highest number; with `dropped` also of those that are no more."""
         row = self._db.one(
-            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND message >= 0"  # noqa: S608  constants
+            f"SELECT {_COLUMNS} FROM objects WHERE kind = ? AND message >= ?"  # noqa: S608  constants
             " ORDER BY number DESC, part DESC LIMIT 1",
-            (kind,),
+            (kind, -1 if dropped else 0),
         )
         return None if row is None else _to_object(row)
 

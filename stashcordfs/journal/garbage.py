@@ -24,6 +24,11 @@ _ROWS_AT_ONCE = 500
 _NOT_UNUSED = """
 DELETE FROM unused WHERE chunk = (SELECT chunk FROM chunk_list WHERE ino = ? AND idx = ?)
 """
+_REVIVED = """
+DELETE FROM unused
+WHERE chunk IN (SELECT chunk FROM chunk_list WHERE ino = ? AND idx >= ? AND idx < ?)
+"""
+_INDEXES = "SELECT idx FROM chunk_list WHERE ino = ? AND idx >= ? AND idx < ?"
 _MOVE = "UPDATE chunk_list SET chunk = ? WHERE ino = ? AND idx = ? AND chunk = ?"
 _COPIES = """
 SELECT c.id, c.pack FROM chunks c JOIN packs p ON p.id = c.pack
@@ -90,6 +95,16 @@ class Garbage(Holdings):
             blocks = [(ino, index) for index in indexes]
             for noted in self._noted:
                 noted.update(blocks)
+
+    def _note_revived(self, ino: Ino, *, first: int = 0, end: int = 1 << 62) -> None:
+        """Blocks of an inode count again: their chunks' time begins anew when they go once more.
+
+        In the operation that lets them count; slices may come before it.
+        """
+        self._db.run(_REVIVED, (ino, first, end))
+        if self._noted:  # a census under way has seen them as they were
+            rows = self._db.all(_INDEXES, (ino, first, end))
+            self._note_references(ino, (row[0] for row in rows))
 
     async def referred_chunks(self, blocks: Iterable[Block]) -> dict[Block, tuple[int, int]]:
         """What these blocks refer to now: the row of the chunk, and of its pack."""

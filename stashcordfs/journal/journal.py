@@ -17,6 +17,7 @@ from stashcordfs.journal.erasing import Erasing
 from stashcordfs.journal.outbox import bitmap_of
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.journal.sqlite.engine import SqliteEngine
+from stashcordfs.journal.sqlite.reserve import FOR_CHANGES_BYTES, FOR_REMOVAL_BYTES
 from stashcordfs.types import PAGE_BYTES, ROOT_INO, Attributes, Ino
 
 if TYPE_CHECKING:
@@ -78,6 +79,16 @@ class Journal(Erasing):
         """Be told when a group has its first write, and so something to commit."""
         self._db.written = call
 
+    def has_room(self, *, removing: bool) -> bool:
+        """Whether the disk has room for a group of changes, and for what must go on besides.
+
+        `removing`: for those that free something, which may still be made when others may not.
+        """
+        needed = FOR_REMOVAL_BYTES if removing else FOR_CHANGES_BYTES
+        if self._db.reserve.ahead_bytes < needed:
+            self._db.reserve.refill()
+        return self._db.reserve.ahead_bytes >= needed
+
     def commit(self) -> None:
         """Commit the open group: safe against a killed process."""
         self._db.commit()
@@ -102,6 +113,9 @@ class Journal(Erasing):
 
     async def getattr(self, ino: Ino) -> Attributes:
         """The inode; ENOENT when there is none."""
+        return self._inode(ino)
+
+    def _inode(self, ino: Ino) -> Attributes:
         found = self._engine.inode(ino)
         if found is None:
             raise FsError(errno.ENOENT)
@@ -127,8 +141,8 @@ class Journal(Erasing):
                 self._engine, parent, name,
                 mode=mode, uid=uid, gid=gid, rdev=rdev, now_ns=now_ns, target=target,
             )  # fmt: skip
-            if xattrs:
-                self._put_xattrs(made.ino, xattrs)
+            for one, value in (xattrs or {}).items():
+                self._engine.put_xattr(made.ino, one, value)
             return made
 
     async def link(self, ino: Ino, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
@@ -293,6 +307,7 @@ class Journal(Erasing):
         `synced` goes with a size that a write has made: so many of its bytes are on the disk. The
         access time alone is this machine's business: no segment carries it.
         """
+        self._inode(ino)  # the kernel sends the last times of removed files: no savepoint for them
         told = (mode, uid, gid, size, mtime_ns, ctime_ns)
         aside = self._db.unrecorded if all(value is None for value in told) else nullcontext
         with self._db.operation, aside():
@@ -300,8 +315,8 @@ class Journal(Erasing):
                 ino, mode=mode, uid=uid, gid=gid, size=size,
                 atime_ns=atime_ns, mtime_ns=mtime_ns, ctime_ns=ctime_ns,
             )  # fmt: skip
-            if xattrs:
-                self._put_xattrs(ino, xattrs)
+            for name, value in (xattrs or {}).items():
+                self._engine.put_xattr(ino, name, value)
             if size is not None and synced is not None:
                 self._put_synced_size(ino, synced, whole=synced >= size)
             return after
@@ -313,9 +328,9 @@ class Journal(Erasing):
 
     def _put_synced_size(self, ino: Ino, size: int, *, whole: bool) -> None:
         if whole:
-            self._db.run("DELETE FROM synced_sizes WHERE ino = ?", (ino,))
+            self._engine.drop_synced_size(ino)
         else:
-            self._db.run("INSERT OR REPLACE INTO synced_sizes VALUES (?,?)", (ino, size))
+            self._engine.put_synced_size(ino, size)
 
     async def synced_sizes(self) -> list[tuple[Ino, int]]:
         """Files that have grown since their bytes were synced, and their size then."""
@@ -335,9 +350,7 @@ class Journal(Erasing):
         ctime_ns: int | None = None,
     ) -> Attributes:
         """Within an operation of the caller's."""
-        found = self._engine.inode(ino)
-        if found is None:
-            raise FsError(errno.ENOENT)
+        found = self._inode(ino)
         after = Attributes(
             ino=ino,
             mode=found.mode if mode is None else stat.S_IFMT(found.mode) | stat.S_IMODE(mode),
@@ -426,14 +439,7 @@ class Journal(Erasing):
             raise FsError(errno.ENOSPC)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
-            self._put_xattrs(ino, {name: value})
-
-    def _put_xattrs(self, ino: Ino, xattrs: Mapping[bytes, bytes | None]) -> None:
-        for name, value in xattrs.items():
-            if value is None:
-                self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
-            else:
-                self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
+            self._engine.put_xattr(ino, name, value)
 
     async def list_xattrs(self, ino: Ino) -> list[bytes]:
         """Names."""
@@ -449,4 +455,4 @@ class Journal(Erasing):
         await self.get_xattr(ino, name)
         with self._db.operation:
             self._change(ino, ctime_ns=now_ns)
-            self._put_xattrs(ino, {name: None})
+            self._engine.put_xattr(ino, name, None)

@@ -300,9 +300,16 @@ class Outbox(Garbage):
                     "DELETE FROM cached WHERE ino = ? AND idx = ?", (key >> 32, key & 0xFFFFFFFF)
                 )
 
-    async def cached_all(self) -> list[tuple[int, int]]:
-        """Every block that is here whole, and how many of its bytes have checksums."""
-        rows = self._db.all("SELECT ino, idx, length FROM cached")
+    async def cached_page(self, after: int, count: int) -> list[tuple[int, int]]:
+        """Blocks that are here whole, and how many of their bytes have checksums: some, in order.
+
+        Those after a block (`ino << 32 | index`; -1: from the first on), at most `count`.
+        """
+        rows = self._db.all(
+            "SELECT ino, idx, length FROM cached WHERE (ino, idx) > (?,?)"
+            " ORDER BY ino, idx LIMIT ?",
+            (after >> 32, after & 0xFFFFFFFF, count),
+        )
         return [(ino << 32 | n, length) for ino, n, length in rows]
 
     async def cached_beyond(self, ino: Ino, first: int) -> list[int]:

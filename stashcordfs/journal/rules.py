@@ -121,13 +121,11 @@ def revive(
     engine: Engine, found: Attributes, parent: Ino, name: bytes, *, now_ns: int
 ) -> Attributes:
     """Give an inode that has none a name again."""
-    above = _folder(engine, parent)
+    _folder(engine, parent)
     _check_name(name)
     if engine.entry(parent, name) is not None:
         raise FsError(errno.EEXIST)
     folder = _is_folder(found)
-    if folder and above.nlink >= LINK_MAX:
-        raise FsError(errno.EMLINK)
     nlink = 2 if folder else 1
     engine.set_links(found.ino, nlink, now_ns)
     engine.insert_entry(parent, name, found.ino)

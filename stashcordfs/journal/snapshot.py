@@ -72,8 +72,8 @@ class Snapshot:
 def take_snapshot(journal: Path, target: Path) -> Snapshot:
     """Copy a journal that may be in use to `target`. JournalError."""
     target.unlink(missing_ok=True)
-    with _opened(target) as db:
-        db.execute("PRAGMA journal_mode=off; PRAGMA synchronous=off")
+    with opened(target) as db:
+        unkept(db)
         db.execute("ATTACH ? AS j", (str(journal),))
         db.execute("BEGIN")
         made = db.execute("SELECT sql FROM j.sqlite_schema WHERE sql NOT NULL ORDER BY rowid")
@@ -107,7 +107,7 @@ class Rebuild:
     def from_nothing(cls, path: Path) -> Iterator[Rebuild]:
         """An empty journal at `path`, as it is before the first change."""
         path.unlink(missing_ok=True)
-        with _opened(path) as db:
+        with opened(path) as db:
             checksums.begin(db)
             db.execute(schema.SCHEMA)
             db.pragma("application_id", schema.APPLICATION_ID)
@@ -122,7 +122,7 @@ class Rebuild:
         A new file, since checksums can be given to an empty one only.
         """
         path.unlink(missing_ok=True)
-        with _opened(path) as db:
+        with opened(path) as db:
             checksums.begin(db)
             db.execute("ATTACH ? AS c", (str(copy),))
             if db.execute("PRAGMA c.application_id").get != schema.APPLICATION_ID:
@@ -153,7 +153,7 @@ class Rebuild:
             misfit = f"{change.op} in {change.name}: {str(name).removeprefix('SQLITE_CHANGESET_')}"
             return apsw.SQLITE_CHANGESET_ABORT
 
-        with _as_ours(), self._db:
+        with as_ours(), self._db:
             for changeset in changesets:
                 try:
                     apsw.Changeset.apply(changeset, self._db, conflict=conflict)
@@ -162,7 +162,7 @@ class Rebuild:
 
     def execute(self, sql: str, bindings: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Run a statement of recovery's own; its rows."""
-        with _as_ours():
+        with as_ours():
             return self._db.execute(sql, bindings).fetchall()
 
     def locate(self, newest: Path) -> None:
@@ -172,7 +172,7 @@ class Rebuild:
         lost, and an error when it is read. Its other packs are taken over: they are on Discord, and
         somebody must know them to collect them one day. No segment tells of it: a checkpoint must.
         """
-        with _as_ours():
+        with as_ours():
             self._db.execute("ATTACH ? AS n", (str(newest),))
             try:
                 with self._db:
@@ -185,7 +185,7 @@ class Rebuild:
 
     def finish(self, facts: dict[str, object]) -> None:
         """Store facts of the new machine (`local`) and let the file be complete by itself."""
-        with _as_ours(), self._db:
+        with as_ours(), self._db:
             for key, value in facts.items():
                 self._db.execute("INSERT OR REPLACE INTO local VALUES (?,?)", (key, value))
 
@@ -214,8 +214,16 @@ def _value(db: apsw.Connection, sql: str) -> int:
     return int(db.execute(sql).get)
 
 
+def unkept(db: apsw.Connection) -> None:
+    """Let SQLite spare what keeps a file through a crash: nobody will want it then."""
+    # One by one: apsw stops before a statement while the rows of the one before are not read.
+    db.pragma("journal_mode", "off")
+    db.pragma("synchronous", "off")
+
+
 @contextmanager
-def _as_ours() -> Iterator[None]:
+def as_ours() -> Iterator[None]:
+    """What SQLite raises inside is a JournalError."""
     try:
         yield
     except apsw.Error as error:
@@ -223,9 +231,10 @@ def _as_ours() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[apsw.Connection]:
+def opened(path: Path) -> Iterator[apsw.Connection]:
+    """A connection to a file that only this user may read; closed afterwards."""
     prepare_apsw()
-    with _as_ours():
+    with as_ours():
         db = apsw.Connection(str(path))
         try:
             path.chmod(0o600)

@@ -99,7 +99,8 @@ class Trash(Changes):
         self._engine.delete_inode(found)
 
     def _forget_local(self, ino: Ino, *, local: bool) -> None:
-        for table in ("synced_sizes", *(("dirty", "cached", "generations") if local else ())):
+        self._engine.drop_synced_size(ino)
+        for table in ("dirty", "cached", "generations") if local else ():
             self._db.run(f"DELETE FROM {table} WHERE ino = ?", (ino,))  # noqa: S608  constants
 
     async def nameless(self) -> list[Attributes]:
@@ -132,8 +133,7 @@ class Trash(Changes):
         place = self._db.one("SELECT parent, name FROM dirents WHERE ino = ? LIMIT 1", (ino,))
         if found is None or place is None or not self.trashes(found):
             return
-        last = self._db.one("SELECT max(idx) FROM chunk_list WHERE ino = ?", (ino,))
-        end = -1 if last is None or last[0] is None else int(last[0])
+        end = self._last_index(ino)
         with self._db.operation:
             copy = self._engine.new_ino()
             self._engine.insert_inode(found._replace(ino=copy, nlink=0, ctime_ns=now_ns))
@@ -152,6 +152,11 @@ class Trash(Changes):
                 found._replace(ino=copy), Ino(place[0]), bytes(place[1]), now_ns
             )
         await self.lose_trashed([(copy, index) for index in only_here], block_bytes)
+
+    def _last_index(self, ino: Ino) -> int:
+        """The last block of a chunk list; -1 without any."""
+        row = self._db.one("SELECT max(idx) FROM chunk_list WHERE ino = ?", (ino,))
+        return -1 if row is None or row[0] is None else int(row[0])
 
     def _stored_from(self, ino: Ino, first: int) -> int:
         row = self._db.one(
@@ -217,12 +222,19 @@ class Trash(Changes):
 
     async def revive(self, entry: Trashed, parent: Ino, name: bytes, *, now_ns: int) -> Attributes:
         """Give an inode of the trash a name. EEXIST, ENOENT, ENOTDIR as for any new name."""
+        ino = entry.found.ino
+        # Ahead of the step that counts, which then finds little left to do.
+        for start in range(_BATCH, self._last_index(ino) + 1, _BATCH):
+            with self._db.operation:
+                self._note_revived(ino, first=start, end=start + _BATCH)
+            await trio.lowlevel.checkpoint()
         with self._db.operation:
-            if not self._engine.is_trashed(entry.found.ino):
+            if not self._engine.is_trashed(ino):
                 raise FsError(errno.ENOENT)
             self._db.names_changed = True
             after = rules.revive(self._engine, entry.found, parent, name, now_ns=now_ns)
             self._engine.take_out_of_trash(entry.found)
+            self._note_revived(ino)
             return after
 
     async def drop_trashed(self, entry: Trashed) -> None:

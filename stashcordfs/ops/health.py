@@ -11,6 +11,7 @@ One request a connection, each within a deadline. Nothing secret is shown, and l
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 import h11
 import trio
 
+from stashcordfs.errors import UsageError
 from stashcordfs.ops.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -61,8 +63,17 @@ async def serve_health(
     *,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until cancelled; `nursery.start` returns the port (useful with port 0)."""
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    """Serve until cancelled; `nursery.start` returns the port (useful with port 0).
+
+    UsageError when the port cannot be had.
+    """
+    try:
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    except OSError as error:
+        raise UsageError(
+            f"metrics_port {port} cannot be had ({os.strerror(error.errno or 0)}): set another,"
+            " one for each mount, or 0 for none"
+        ) from error
     task_status.started(listeners[0].socket.getsockname()[1])
     await trio.serve_listeners(partial(_serve_one, sources), listeners)
 

@@ -87,6 +87,12 @@ class Metrics:
         self.damaged_blocks = self._gauge(
             "damaged_blocks", "Blocks whose content the last verify found lost"
         )
+        self.missing_packs = self._gauge(
+            "missing_packs", "Packs that files need and the last verify did not find"
+        )
+        self.missing_objects = self._gauge(
+            "missing_objects", "Segments and checkpoints that the last verify found missing"
+        )
         self.history_bytes = self._gauge(
             "history_bytes", "Bytes that Discord holds for earlier states alone (last census)"
         )

@@ -172,6 +172,8 @@ def _journal_stages(look: Inspection, place: Place) -> list[_Stage]:
         _Stage("chunks within their packs", rows("chunks"), of(journal.check_chunks(look))),
         _Stage("packs", rows("packs"), of(journal.check_packs(look, place.newest_epoch))),
         _Stage("outbox, watch list, local rows", 0, of(journal.check_local(look, block_bytes))),
+        _Stage("what Discord is told", 0, of(journal.check_told(look))),
+        _Stage("what may be deleted", 0, of(journal.check_garbage(look))),
     ]
 
 
@@ -284,7 +286,7 @@ def _mend_local(place: Place, *, older: bool) -> list[str]:
         ):
             for _ in stage():
                 pass
-        marked, rotten = local.mark_anew(), local.rotten
+        marked, rotten, lost = local.mark_anew(), local.rotten, local.lost
         folder = place.folder / "lost-blocks"
         moved = local.save_strays(folder) if older else 0
     done = []
@@ -292,6 +294,13 @@ def _mend_local(place: Place, *, older: bool) -> list[str]:
         done.append(f"{moved} local files of unknown inodes moved to {folder}")
     if marked:
         done.append(f"{marked} blocks that are not on Discord marked anew")
+    if lost:
+        local.unmark_lost()
+        count = journal.lose_blocks(place.journal, lost, place.block_bytes)
+        done.append(
+            f"{len(lost)} blocks whose bytes are in no local file given up: {count} of them read as"
+            " damaged, the others as Discord has them"
+        )
     if rotten:
         journal.forget_cached(place.journal, rotten)
         done.append(f"{len(rotten)} rotten cached blocks forgotten; they are fetched anew")

@@ -53,6 +53,7 @@ class LocalState:
         ] = []  # local files of inodes that the journal does not know
         self.older = False  # the journal is older than what lies beside it
         self.unmarked: list[tuple[int, int, int]] = []  # inode, block, pages: synced, not marked
+        self.lost: dict[tuple[int, int], int] = {}  # unsent blocks, and their pages that are here
         self.rotten: list[tuple[int, int]] = []  # cached blocks that are not what they should be
 
     def read_owners(self) -> Iterator[Fault]:
@@ -111,6 +112,7 @@ class LocalState:
             finally:
                 marks.close()
         yield from self._check_dirty()
+        yield from self._check_written()
 
     def _check_mark(self, mark: Mark) -> Iterator[Fault]:
         given = self._look.local("next_version")
@@ -136,10 +138,40 @@ class LocalState:
         if mark.index * self._block_bytes >= size[0]:
             yield Fault("leftovers", f"a mark beyond the end of inode {mark.ino}", note=True)
             return
-        self._marked[mark.ino, mark.index] = mark
+        known = self._marked.get((mark.ino, mark.index))
+        if known is None or known.version < mark.version:
+            self._marked[mark.ino, mark.index] = mark
         if file is None:
+            self.lost[mark.ino, mark.index] = 0
             what = f"{self._look.path(mark.ino)}: block {mark.index}"
-            yield Fault("unsent-data", f"{what}: not on Discord, and its local file is missing")
+            text = f"{what}: not on Discord, and its local file is missing{self._instead(mark)}"
+            yield Fault("unsent-data", text)
+
+    def _instead(self, mark: Mark) -> str:
+        """What is there in a lost block's place."""
+        older = self._look.number(
+            "SELECT chunk > 0 FROM chunk_list WHERE ino = ? AND idx = ?", (mark.ino, mark.index)
+        )
+        return "; Discord has what it held before" if older else ""
+
+    def _check_written(self) -> Iterator[Fault]:
+        """Marked pages have their bytes, when the last run ended by itself."""
+        clean = bool(self._look.text("clean_ground"))
+        for (ino, index), mark in self._marked.items():
+            path = self._file(ino, mark.generation)
+            if path is None or (ino, index) in self.lost:
+                continue
+            here = self._pages_there(path, index)
+            if not (gone := mark.pages & ~here):
+                continue
+            what = f"{self._look.path(ino)}: block {index}"
+            if clean:
+                self.lost[ino, index] = mark.pages & here
+                text = f"{what}: {gone.bit_count()} pages are not on Discord, and are holes here"
+                yield Fault("unsent-data", text + self._instead(mark))
+            else:  # a mark comes before its bytes
+                text = f"{what}: {gone.bit_count()} pages that a killed run was about to write"
+                yield Fault("leftovers", text, note=True)
 
     def _check_dirty(self) -> Iterator[Fault]:
         for ino, index, pages in self._look.rows(
@@ -148,16 +180,19 @@ class LocalState:
             what = f"{self._look.path(ino)}: block {index}"
             path = self._own(ino)
             if path is None:
+                self.lost[ino, index] = 0
                 yield Fault("unsent-data", f"{what}: was synced, and its local file is missing")
                 continue
             wanted = int.from_bytes(bytes(pages), "little")
+            here = self._pages_there(path, index)
             mark = self._marked.get((ino, index))
             if mark is None:
-                self.unmarked.append((ino, index, wanted))
+                self.unmarked.append((ino, index, wanted & here))
                 yield Fault("marks", f"{what}: was synced, and is not marked any more")
-                continue
-            # The row keeps bits of what a truncation has cut since; the mark does not.
-            if lost := (wanted & mark.pages & ~self._pages_there(path, index)).bit_count():
+            else:  # the row keeps bits of what a truncation has cut since; the mark does not
+                wanted &= mark.pages
+            if lost := (wanted & ~here).bit_count():
+                self.lost[ino, index] = (mark.pages if mark else wanted) & here
                 yield Fault("unsent-data", f"{what}: {lost} pages that were synced are holes now")
 
     def _pages_there(self, path: Path, index: int) -> int:
@@ -192,6 +227,21 @@ class LocalState:
         finally:
             marks.close()
         return len(self.unmarked)
+
+    def unmark_lost(self) -> None:
+        """Let marks tell only of pages that are here."""
+        if not self.lost:
+            return
+        marks = Marks(self._marks_path, self._block_bytes)
+        try:
+            for mark in marks:
+                pages = self.lost.get((mark.ino, mark.index))
+                if pages == 0:
+                    marks.release(mark.slot)
+                elif pages is not None:
+                    marks.update(mark.slot, mark.version, mark.pages & pages)
+        finally:
+            marks.close()
 
     # ------------------------------------------------------------------ cached blocks, stray files
 

@@ -28,6 +28,7 @@ from stashcordfs.errors import (
     ObjectMissing,
     StashcordError,
     StoreError,
+    first_of,
 )
 from stashcordfs.journal.changes import OwnObject
 from stashcordfs.journal.snapshot import Rebuild
@@ -139,7 +140,7 @@ class Recovery:
         return newest
 
     async def _open_new(self, catalog: Catalog) -> None:
-        """Fetch and read what the last page has brought."""
+        """Fetch and read what the last page has brought. DiscordError."""
         known = self._links.keys() | self._bases.keys() | self._bad.keys()
         wanted = [
             seen
@@ -147,9 +148,12 @@ class Recovery:
             for seen in catalog.of_kind(kind)
             if seen.object_id not in known
         ]
-        async with trio.open_nursery() as nursery:
-            for seen in wanted:
-                nursery.start_soon(self._open_one, seen)
+        try:
+            async with trio.open_nursery() as nursery:
+                for seen in wanted:
+                    nursery.start_soon(self._open_one, seen)
+        except BaseExceptionGroup as group:
+            raise first_of(group) from group
 
     async def _open_one(self, seen: Seen) -> None:
         try:

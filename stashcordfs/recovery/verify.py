@@ -24,11 +24,13 @@ import trio
 
 from stashcordfs.errors import ObjectCorrupt, ObjectMissing, StoreError, UsageError
 from stashcordfs.journal.inspection import readable
+from stashcordfs.recovery.presence import Key, Presence, all_packs, key_of
+from stashcordfs.recovery.verify_journal import RECORD, HeldObject, JournalObjects
 from stashcordfs.store.fetching import fetch_chunks, fetch_table, runs
 from stashcordfs.store.pack import HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from stashcordfs.crypto.keys import VolumeKeys
@@ -40,12 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ASKED = 50  # so many missing messages are asked for one by one; then the listing is believed
-_ASK_AGAIN_S = 10.0  # a message that was just made may not be shown yet
 _LISTED = 1000  # damaged files that are told by path
 _TRIES = 2
-
-Key = tuple[int, int, int]  # channel, message, attachment: the order of checking
 
 
 @dataclass(slots=True)
@@ -55,6 +53,8 @@ class State:
     cursor: list[int] = field(default_factory=lambda: [0, 0, 0])
     finished_at: float = 0.0
     damaged_blocks: int = 0
+    missing_packs: int = 0
+    missing_objects: int = 0
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -65,6 +65,8 @@ class State:
                 [int(number) for number in raw["cursor"]][:3],
                 float(raw["finished_at"]),
                 int(raw["damaged_blocks"]),
+                int(raw.get("missing_packs", 0)),
+                int(raw.get("missing_objects", 0)),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return cls()
@@ -92,11 +94,16 @@ class Outcome:
     resent_blocks: int = 0
     damaged_blocks: int = 0
     damaged: dict[str, int] = field(default_factory=dict)  # path: blocks
+    objects: int = 0  # of the journal: segments, checkpoints and their parts
+    missing_objects: list[str] = field(default_factory=list)
+    corrupt_objects: list[str] = field(default_factory=list)
+    checkpoint_wanted: bool = False  # one is posted that makes them needless
 
     @property
     def clean(self) -> bool:
         """Nothing was missing, nothing is damaged."""
-        return not (self.missing_packs or self.corrupt_packs or self.damaged_blocks)
+        packs = self.missing_packs or self.corrupt_packs or self.damaged_blocks
+        return not (packs or self.missing_objects or self.corrupt_objects)
 
     def as_json(self) -> dict[str, object]:
         """For the control socket and `--json`."""
@@ -116,8 +123,12 @@ class Verifier:
         state_path: Path,
         report: Callable[[str], None],
         now_s: Callable[[], float] = time.time,
+        objects: JournalObjects | None = None,
     ) -> None:
-        """Take the collaborators; `report` hears what a person should know."""
+        """Take the collaborators; `report` hears what a person should know.
+
+        Without `objects` the journal's own are not looked at.
+        """
         self._journal = journal
         self._blocks = blocks
         self._store = store
@@ -125,9 +136,10 @@ class Verifier:
         self._state_path = state_path
         self._report = report
         self._now_s = now_s
+        self._objects = objects
         self._busy = False
         self.stage, self.done, self.total = "", 0, 0
-        self.damaged_blocks = State.load(state_path).damaged_blocks
+        self.state = State.load(state_path)  # as the last run has left it
 
     async def run(self, *, data: bool = False, part: tuple[int, int] | None = None) -> Outcome:
         """Check all packs, or the next `part` (n of t by bytes) after the last one's end.
@@ -145,30 +157,42 @@ class Verifier:
     async def _run(self, *, data: bool, part: tuple[int, int] | None) -> Outcome:
         state = State.load(self._state_path)
         outcome = Outcome()
+        presence = Presence(self._store, begin=self._begin, tick=self._tick)
         self._begin("reading the journal", 0)
         packs = await self._held()
         outcome.packs = len(packs)
         chosen = choose(packs, part, (state.cursor[0], state.cursor[1], state.cursor[2]))
         outcome.checked_packs = len(chosen)
-        found = await self._look_for(chosen, outcome)
+        found, objects = await self._look_for(chosen, presence, outcome)
         if data:
             await self._open_all(found, outcome)
+            await self._open_objects(objects, outcome)
+        outcome.renamed = presence.renamed
         needed = await self._mend_blocks(outcome)
         lost = [pack.row for pack in await self._held() if pack.lost]
         await self._journal.forget_packs(row for row in lost if row not in needed)
+        state.missing_packs = len(needed.intersection(lost))
+        state.missing_objects = len(outcome.missing_objects) + len(outcome.corrupt_objects)
         await self._journal.wal_sync()
         if chosen:
-            state.cursor = list(_key(chosen[-1]))
+            state.cursor = list(key_of(chosen[-1]))
         state.finished_at, state.damaged_blocks = self._now_s(), outcome.damaged_blocks
         state.save(self._state_path)
-        self.damaged_blocks = outcome.damaged_blocks
+        self.state = state
         self._tell(outcome)
         return outcome
 
     def _begin(self, stage: str, total: int) -> None:
         self.stage, self.done, self.total = stage, 0, total
 
+    def _tick(self) -> None:
+        self.done += 1
+
     def _tell(self, outcome: Outcome) -> None:
+        if gone := [*outcome.missing_objects, *outcome.corrupt_objects]:
+            cure = "; a new checkpoint takes its place" if outcome.checkpoint_wanted else ""
+            more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+            self._report(f"verify: {gone[0]}{more} missing or damaged on Discord{cure}")
         lost = len(outcome.missing_packs) + len(outcome.corrupt_packs)
         if lost:
             self._report(
@@ -180,36 +204,91 @@ class Verifier:
         log.info("verify checked=%d lost=%d", outcome.checked_packs, lost)
 
     async def _held(self) -> list[HeldPack]:
-        """Every pack in the order of checking. A few hundred bytes each, one a 20 MiB of data."""
-        packs: list[HeldPack] = []
-        while some := await self._journal.held_packs(packs[-1].row if packs else 0):
-            packs += some
-            await trio.lowlevel.checkpoint()
-        return sorted(packs, key=_key)
+        return await all_packs(self._journal)
 
     # ------------------------------------------------------------------ existence
 
-    async def _look_for(self, packs: Sequence[HeldPack], outcome: Outcome) -> list[HeldPack]:
-        """Which packs are there as they should be; the journal learns which are not."""
-        self._begin("listing", len(packs))
+    async def _look_for(
+        self, packs: Sequence[HeldPack], presence: Presence, outcome: Outcome
+    ) -> tuple[list[HeldPack], list[HeldObject]]:
+        """What is there as it should be; the journal learns what is not."""
+        objects = await self._objects.held() if self._objects is not None else []
+        outcome.objects = len(objects)
+        held: list[HeldPack | HeldObject] = sorted([*packs, *objects], key=key_of)
+        self._begin("listing", len(held))
         suspects: list[HeldPack] = []
         there: list[HeldPack] = []
-        for channel in sorted({pack.location.channel for pack in packs}):
-            mine = [pack for pack in packs if pack.location.channel == channel]
-            async for pack, seen in self._compare(channel, mine, outcome):
-                (there if seen else suspects).append(pack)
+        odd: list[HeldObject] = []
+        start = self._objects.channel if self._objects is not None else 0  # mkfs's record is there
+        for channel in sorted({each.location.channel for each in held}):
+            mine = [each for each in held if each.location.channel == channel]
+            async for each, seen in presence.compare(channel, mine, from_start=channel == start):
+                if isinstance(each, HeldObject):
+                    odd += [] if seen else [each]
+                else:
+                    (there if seen else suspects).append(each)
+        await self._settle_objects(odd, presence, outcome)
+        there = await self._settle_packs(suspects, there, presence, outcome)
+        return there, [each for each in objects if each not in odd]
+
+    async def _settle_objects(
+        self, odd: Sequence[HeldObject], presence: Presence, outcome: Outcome
+    ) -> None:
+        """What is missing of the journal's own objects, and the cure."""
+        if self._objects is None:
+            return
+        gone = await self._objects.lost(await presence.confirm(odd), presence.names)
+        outcome.missing_objects = [str(each) for each in gone]
+        if not await self._objects.has_record(presence):
+            outcome.missing_objects.append(RECORD)
+        needed = RECORD in outcome.missing_objects or any(each.needed for each in gone)
+        if outcome.missing_objects:
+            outcome.checkpoint_wanted = needed
+            await self._objects.mend(gone, wanted=needed)
+
+    async def _open_objects(self, objects: Sequence[HeldObject], outcome: Outcome) -> None:
+        """Fetch and open them. What cannot be opened keeps its row: it is deleted in its time."""
+        assert self._objects is not None or not objects
+        self._begin("opening what the journal has posted", len(objects))
+        bad: list[HeldObject] = []
+        gone: list[HeldObject] = []
+        for each in objects:
+            assert self._objects is not None
+            try:
+                await self._objects.open(each)
+            except ObjectMissing:
+                gone += await self._objects.lost([each], ())
+            except ObjectCorrupt as error:
+                log.warning("%s: %s", each, error)
+                bad.append(each)
+            self._tick()
+        if self._objects is not None and (bad or gone):
+            outcome.corrupt_objects += [str(each) for each in bad]
+            outcome.missing_objects += [str(each) for each in gone]
+            needed = any(each.needed for each in (*bad, *gone))
+            outcome.checkpoint_wanted |= needed
+            await self._objects.mend(gone, wanted=needed)
+
+    async def _settle_packs(
+        self,
+        suspects: Sequence[HeldPack],
+        there: Sequence[HeldPack],
+        presence: Presence,
+        outcome: Outcome,
+    ) -> list[HeldPack]:
+        """Which packs are there as they should be; the journal learns which are not."""
         known = [pack for pack in suspects if pack.lost]  # told before, and still so
-        missing = await self._confirm([pack for pack in suspects if not pack.lost], outcome)
+        missing = await presence.confirm([pack for pack in suspects if not pack.lost])
         missing = await self._journal.still_held(missing)  # not what was collected meanwhile
         gone = {pack.row for pack in (*missing, *known)}
-        there += [pack for pack in suspects if pack.row not in gone]
+        there = [*there, *(pack for pack in suspects if pack.row not in gone)]
         back = [pack for pack in there if pack.lost and await self._has_bytes(pack)]
         still = {pack.row for pack in there if pack.lost} - {pack.row for pack in back}
         outcome.missing_packs = [pack.location.filename for pack in missing]
         await self._journal.set_lost(missing, lost=True)
         await self._journal.set_lost(back, lost=False)
         outcome.found_again = len(back)
-        return sorted((pack for pack in there if pack.row not in still), key=_key)
+        return sorted((pack for pack in there if pack.row not in still), key=key_of)
 
     async def _has_bytes(self, pack: HeldPack) -> bool:
         """Whether a pack that is listed again can be read again."""
@@ -218,52 +297,6 @@ class Verifier:
         except StoreError:
             return False
         return True
-
-    async def _compare(
-        self, channel: int, packs: Sequence[HeldPack], outcome: Outcome
-    ) -> AsyncIterator[tuple[HeldPack, bool]]:
-        """Each pack, and whether a listing shows it. `packs` are in the order of messages."""
-        at = 0
-        after = 0
-        while at < len(packs):
-            after = max(after, packs[at].location.message - 1)  # over what is not ours
-            page = await self._store.page(channel, after)
-            shown = _by_address(page.attachments)
-            while at < len(packs) and (
-                page.last is None or packs[at].location.message <= page.last
-            ):
-                yield packs[at], _agrees(packs[at].location, shown, outcome)
-                at += 1
-                self.done += 1
-            if page.last is not None:
-                after = page.last
-
-    async def _confirm(self, suspects: Sequence[HeldPack], outcome: Outcome) -> list[HeldPack]:
-        """Those that are missing when they are asked for by themselves, at two times.
-
-        A listing may lag, and shows nothing at all without the right to read the history: then this
-        raises the refusal, and nothing is taken for lost.
-        """
-        missing = list(suspects)
-        for wait_s in (0.0, _ASK_AGAIN_S):
-            if not missing:
-                break
-            await trio.sleep(wait_s)
-            self._begin("asking for what is missing", min(len(missing), _ASKED))
-            asked = missing[:_ASKED]
-            shown = [pack for pack in asked if await self._is_there(pack, outcome)]
-            if shown and len(missing) > _ASKED:
-                raise StoreError(
-                    "Discord's listings leave out messages that exist: try again later"
-                )
-            missing = [pack for pack in missing if pack not in shown]
-        return missing
-
-    async def _is_there(self, pack: HeldPack, outcome: Outcome) -> bool:
-        self.done += 1
-        where = pack.location
-        found = await self._store.attachments(where.channel, where.message)
-        return _agrees(where, _by_address(found or ()), outcome)
 
     # ------------------------------------------------------------------ data
 
@@ -367,23 +400,6 @@ class Verifier:
                 outcome.damaged[path] = outcome.damaged.get(path, 0) + 1
 
 
-def _key(pack: HeldPack) -> Key:
-    return pack.location.channel, pack.location.message, pack.location.attachment
-
-
-def _by_address(shown: Iterable[Location]) -> dict[tuple[int, int], Location]:
-    return {(location.message, location.attachment): location for location in shown}
-
-
-def _agrees(wanted: Location, shown: dict[tuple[int, int], Location], outcome: Outcome) -> bool:
-    """Whether an attachment is there with its size. A name may be changed by the server."""
-    found = shown.get((wanted.message, wanted.attachment))
-    if found is None or found.size_bytes != wanted.size_bytes:
-        return False
-    outcome.renamed += found.filename != wanted.filename
-    return True
-
-
 def choose(
     packs: Sequence[HeldPack], part: tuple[int, int] | None, cursor: Key
 ) -> Sequence[HeldPack]:
@@ -393,7 +409,7 @@ def choose(
     """
     if part is None:
         return packs
-    first = next((at for at, pack in enumerate(packs) if _key(pack) > cursor), 0)
+    first = next((at for at, pack in enumerate(packs) if key_of(pack) > cursor), 0)
     wanted = sum(pack.location.size_bytes for pack in packs) * part[0] / part[1]
     taken = 0
     for at in range(first, len(packs)):

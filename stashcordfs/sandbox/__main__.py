@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from stashcordfs.sandbox.server import run
@@ -13,6 +14,12 @@ def _default_dir() -> Path:
     return Path.home() / ".local/state/stashcordfs/sandbox"
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: write a number from 0 to 65535")
+    return int(text)
+
+
 def parse(arguments: list[str] | None = None) -> SandboxSettings:
     base = SandboxSettings(dir=_default_dir())
     parser = argparse.ArgumentParser(
@@ -20,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> SandboxSettings:
     )
     parser.add_argument("--dir", type=Path, default=base.dir, help="where all of it is kept")
     parser.add_argument("--host", default=base.host)
-    parser.add_argument("--port", type=int, default=0, help="0: the last one, or a free one")
+    parser.add_argument("--port", type=_port, default=0, help="0: the last one, or a free one")
     for name, text in (
         ("attachment_bytes", "limit of one attachment"),
         ("request_bytes", "limit of one request"),
@@ -41,5 +48,15 @@ def parse(arguments: list[str] | None = None) -> SandboxSettings:
     return SandboxSettings(**vars(parser.parse_args(arguments)))
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Serve, or say in one line why not."""
+    settings = parse(arguments)
+    try:
+        run(settings)
+    except OSError as error:
+        where = error.filename or f"{settings.host}:{settings.port}"
+        sys.exit(f"stashcordfs sandbox run: error: {where}: {error.strerror}")
+
+
 if __name__ == "__main__":
-    run(parse())
+    main()

@@ -132,7 +132,7 @@ class Api:
             raise unknown("Message", 10008)
         if not self._sandbox.settings.read_history:
             raise ApiError(403, 50013, "Missing Permissions")
-        return 200, self._view.message(row)
+        return 200, self._view.message(row, foreign=self._foreign("get_message"))
 
     async def list_messages(self, request: Request) -> Answer:
         channel = self._channel(request)
@@ -155,7 +155,12 @@ class Api:
         else:
             before = end if "after" in at else min(end, at.get("before", end))
             rows = self._store.page(channel, before=before, after=at.get("after"), limit=limit)
-        return 200, [self._view.message(row) for row in rows]
+        foreign = self._foreign("list_messages")
+        return 200, [self._view.message(row, foreign=foreign) for row in rows]
+
+    def _foreign(self, route: str) -> bool:
+        """Whether messages are shown as another bot's, by a fault."""
+        return self._sandbox.faults.take(route, "foreign") is not None
 
     def _blind(self, route: str) -> bool:
         """Whether lists are empty: the right to read the history is missing."""

@@ -117,6 +117,11 @@ INSIDE = {
         ("get_message", "list_messages"),
         {"newest": 1, "younger_s": None},
     ),
+    "foreign": Fault(
+        "show messages as another author's, without the intent: no content, no attachments",
+        (23,),
+        ("get_message", "list_messages"),
+    ),
     "no_history": Fault("a list is empty", (24,), ("list_messages", "get_pins")),
     "linger": Fault(
         "the CDN serves what this removes for `seconds` more", (18,), _DELETES, {"seconds": 3600}

@@ -219,16 +219,24 @@ class View:
         optional = {key: row[key] for key in ("title", "description") if row[key] is not None}
         return {**shown, **optional}
 
-    def message(self, row: sqlite3.Row, *, full: bool = False) -> dict[str, Any]:
-        """`full` for whoever may read content without the intent: a webhook's own token."""
+    def message(
+        self, row: sqlite3.Row, *, full: bool = False, foreign: bool = False
+    ) -> dict[str, Any]:
+        """`full` for whoever may read content without the intent: a webhook's own token.
+
+        `foreign`: as if another bot had sent it, and the intent were missing.
+        """
         assert self.settings is not None
         me = self.viewer()
-        readable = (
+        readable = not foreign and (
             full
             or self.settings.message_content
             or row["author_id"] == me
             or f"<@{me}>" in row["content"]
         )
+        author = self.user(row["author_id"], row["author_name"])
+        if foreign:
+            author = self.user(row["author_id"] - 1, "another")
         shown = {
             "type": row["type"],
             "content": row["content"] if readable else "",
@@ -246,7 +254,7 @@ class View:
             "components": [],
             "id": str(row["id"]),
             "channel_id": str(row["channel_id"]),
-            "author": self.user(row["author_id"], row["author_name"]),
+            "author": author,
             "pinned": row["pinned"] is not None,
             "mention_everyone": False,
             "tts": False,

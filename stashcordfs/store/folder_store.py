@@ -214,12 +214,9 @@ class FolderStore:
         return sorted(int(p.name) for p in self._folder.iterdir() if p.name.isdigit())
 
     def _locations(self, number: int) -> list[Location]:
-        names = [p for p in (self._folder / str(number)).iterdir() if p.name != _NONCE]
-        names.sort(key=lambda p: int(p.name.split(".")[0]))
-        return [
-            Location(_CHANNEL, number, at, p.name.split(".", 1)[1], p.stat().st_size)
-            for at, p in enumerate(names)
-        ]
+        files = [p for p in (self._folder / str(number)).iterdir() if p.name != _NONCE]
+        named = sorted((int(at), name, p) for p in files for at, _, name in [p.name.partition(".")])
+        return [Location(_CHANNEL, number, at, name, p.stat().st_size) for at, name, p in named]
 
     def _path(self, location: Location) -> Path:
         return self._folder / str(location.message) / f"{location.attachment}.{location.filename}"

@@ -13,7 +13,7 @@ from stashcordfs.store.numbers import Reader, put_numbers
 from stashcordfs.types import ChunkId, ChunkRef, Ino, ObjectId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _WHOLE = 1
 _HAS_HEAD = 2
@@ -74,16 +74,15 @@ def encode(table: Table) -> bytes:
         put_numbers(out, table.head.number)
         out += table.head.digest
     put_numbers(out, len(table.chunks), len(table.references), len(table.files))
-    places = {}
-    for place, ref in enumerate(table.chunks):
+    for ref in table.chunks:
         out += ref.chunk_id
         put_numbers(out, ref.codec, ref.length, ref.plain_length)
-        places[ref.chunk_id] = place
+    places = _places(table.chunks)
     for reference in table.references:
-        own = places.get(reference.chunk_id)
+        place = places.get(reference.chunk_id, 0)
         put_numbers(out, reference.ino, reference.index, reference.sequence, reference.valid_length)
-        put_numbers(out, 0 if own is None else own + 1)
-        if own is None:
+        put_numbers(out, place)
+        if not place:
             out += reference.chunk_id
     for note in table.files:
         put_numbers(out, note.ino, note.parent, note.size, note.mode, len(note.name))
@@ -108,19 +107,29 @@ def decode(data: bytes, *, pack: ObjectId, epoch: int, first_offset: int) -> Tab
         codec, length, plain = reader.number(), reader.number(), reader.number()
         chunks.append(ChunkRef(chunk_id, pack, epoch, number, offset, length, plain, codec))
         offset += length
-    references = [_reference(reader, chunks) for _ in range(counts[1])]
+    places = _places(chunks)
+    references = [_reference(reader, chunks, places) for _ in range(counts[1])]
     files = [_note(reader) for _ in range(counts[2])]
     if not reader.at_end():
         raise ObjectCorrupt("a pack's table has bytes after its end")
     return Table(chunks, references, files, head, bool(flags & _WHOLE))
 
 
-def _reference(reader: Reader, chunks: Sequence[ChunkRef]) -> Reference:
+def _places(chunks: Sequence[ChunkRef]) -> dict[ChunkId, int]:
+    """How references name the pack's own chunks; of two with one id, the last."""
+    return {ref.chunk_id: place for place, ref in enumerate(chunks, 1)}
+
+
+def _reference(
+    reader: Reader, chunks: Sequence[ChunkRef], places: Mapping[ChunkId, int]
+) -> Reference:
     ino, index, sequence, valid = (reader.number() for _ in range(4))
     place = reader.number()
     if place > len(chunks):
         raise ObjectCorrupt("a pack's table refers to a chunk that it does not list")
     chunk_id = chunks[place - 1].chunk_id if place else ChunkId(reader.take(_CHUNK_ID_BYTES))
+    if places.get(chunk_id, 0) != place:
+        raise ObjectCorrupt("a pack's table names one of its chunks in another way than it must")
     return Reference(Ino(ino), index, sequence, chunk_id, valid)
 
 

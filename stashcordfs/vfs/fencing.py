@@ -74,7 +74,7 @@ class Fence:
 
     async def head(self) -> tuple[int, bytes]:
         """Number and digest of the newest segment that was cut here; 0 and the genesis first."""
-        newest = await self._journal.newest_object(KIND_SEGMENT)
+        newest = await self._journal.newest_object(KIND_SEGMENT, dropped=True)
         return (0, self.genesis) if newest is None else (newest.number, newest.digest)
 
     async def settle(self) -> None:

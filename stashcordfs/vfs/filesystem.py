@@ -37,6 +37,7 @@ _PURGE_INLINE_BLOCKS = 256
 _DAY_NS = 86_400 * 10**9
 _LATEST_NS = (1 << 63) - 1  # SQLite's integers, and so 1677 to 2262; the kernel cuts elsewhere too
 _GHOSTS = 1024
+_EVICTED_FOR_NAMES_BYTES = 64 << 20  # at once, when the local disk is full
 
 
 def _storable(time_ns: int | None) -> int | None:
@@ -90,6 +91,17 @@ class FileSystem:
         self._ghosts: OrderedDict[Ino, Attributes] = OrderedDict()
         self._next_fh = 1
 
+    async def _may_change(self, *, removing: bool = False) -> None:
+        """Raise when another writer has the volume, or ENOSPC when the disk has no room for it.
+
+        Clean blocks give way. A write asks for room of its own: see `vfs.room`.
+        """
+        self._require_writable()
+        if not self._journal.has_room(removing=removing):
+            await self._blocks.evict(_EVICTED_FOR_NAMES_BYTES)
+            if not self._journal.has_room(removing=removing):
+                raise FsError(errno.ENOSPC, "the local disk is full")
+
     # ------------------------------------------------------------------ names
 
     async def lookup(self, parent: Ino, name: bytes) -> Attributes | None:
@@ -103,7 +115,7 @@ class FileSystem:
         self, parent: Ino, name: bytes, mode: int, rdev: int, uid: int, gid: int
     ) -> Attributes:
         """Make a file, FIFO, socket or device node. ENOSPC when the volume is full."""
-        self._require_writable()
+        await self._may_change()
         await self.usage.require_any()
         mode, lists = await self._xattrs.for_new(parent, mode)
         made = await self._journal.create_node(
@@ -129,7 +141,7 @@ class FileSystem:
         self, parent: Ino, name: bytes, target: bytes, uid: int, gid: int
     ) -> Attributes:
         """Make a symbolic link."""
-        self._require_writable()
+        await self._may_change()
         if len(target) > 4095:  # PATH_MAX less the NUL
             raise FsError(errno.ENAMETOOLONG)
         return await self._journal.create_node(
@@ -151,14 +163,14 @@ class FileSystem:
 
     async def link(self, ino: Ino, parent: Ino, name: bytes) -> Attributes:
         """Give a file one more name."""
-        self._require_writable()
+        await self._may_change()
         return await self._complete(
             await self._journal.link(ino, parent, name, now_ns=self._now_ns())
         )
 
     async def unlink(self, parent: Ino, name: bytes) -> None:
         """Remove a name; the file goes with its last name and its last handle."""
-        self._require_writable()
+        await self._may_change(removing=True)
         left = await self._journal.unlink(
             parent, name, now_ns=self._now_ns(), kept=self._kept, local=self._blocks.is_local
         )
@@ -178,7 +190,7 @@ class FileSystem:
 
     async def rmdir(self, parent: Ino, name: bytes) -> None:
         """Remove an empty folder."""
-        self._require_writable()
+        await self._may_change(removing=True)
         await self._after_removal(await self._journal.rmdir(parent, name, now_ns=self._now_ns()))
 
     async def rename(
@@ -193,7 +205,7 @@ class FileSystem:
         whiteout: tuple[int, int] | None = None,
     ) -> None:
         """Rename in one transaction, whatever it replaces or leaves: a `whiteout` of that owner."""
-        self._require_writable()
+        await self._may_change()
         replaced = await self._journal.rename(
             old_parent,
             old_name,
@@ -285,7 +297,7 @@ class FileSystem:
         fh: int | None = None,
     ) -> Attributes:
         """Change what is given; times that are not given stay, but ctime follows any change."""
-        self._require_writable()
+        await self._may_change(removing=size is not None)
         if size is not None:
             await self._truncate(await self._enter(ino), size, mtime_ns)
         live = self._blocks.live.get(ino)
@@ -358,7 +370,9 @@ class FileSystem:
 
         With it, for who is not `privileged`, setuid and setgid go: the kernel leaves them then.
         """
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC):
+        if flags & os.O_TRUNC:
+            await self._may_change(removing=True)
+        elif flags & (os.O_WRONLY | os.O_RDWR):
             self._require_writable()
         live = await self._enter(ino)
         if flags & os.O_TRUNC:
@@ -513,7 +527,7 @@ class FileSystem:
         in_group: Callable[[int], bool] = lambda _: True,
     ) -> None:
         """Set an extended attribute. `in_group`: whether the caller may act for a group."""
-        self._require_writable()
+        await self._may_change()
         await self._xattrs.set(ino, name, value, in_group=in_group)
 
     async def listxattr(self, ino: Ino, *, trusted: bool = True) -> Sequence[bytes]:
@@ -522,7 +536,7 @@ class FileSystem:
 
     async def removexattr(self, ino: Ino, name: bytes) -> None:
         """Remove an extended attribute; ENODATA if there is none."""
-        self._require_writable()
+        await self._may_change(removing=True)
         await self._xattrs.remove(ino, name)
 
     async def statfs(self) -> StatFs:

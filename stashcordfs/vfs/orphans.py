@@ -1,10 +1,11 @@
 """Orphans: messages of packs that this volume has posted and that its journal does not know.
 
-They come of a journal that lost pages, of a rebuild, of an upload that appeared when nobody watched
+They come of an upload that appeared when nobody watched
 for it any more. Found by a listing, a hundred messages a request. Believed only when two listings,
 `grace_s` apart, show them: meanwhile somebody may recover what refers to them. A message is one
 only if this bot has posted it, all of its attachments bear names that this volume's key has made
-for packs, and none of them stands, or may yet stand, in the journal.
+for packs, and none of them stands, or may yet stand, in the journal. None is deleted once the
+journal has lost rows (`SPARED`): what it does not know may be what a recovery would need.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Address = tuple[int, int]  # channel, message
 
 _YOUNG_S = 86_400.0  # what is younger may be on its way, by whatever clock
 _KEPT = 10_000  # orphans that are remembered; the rest is found the next time
+SPARED = "orphans_spared"  # the journal's fact: it has lost rows of packs, which are no orphans
 _SEEN, _LISTED = "orphans", "orphans_listed_ns"
 
 
@@ -80,6 +82,8 @@ class Orphans:
         await self._remember(seen)
         await self._journal.set_local(_LISTED, str(now))
         ripe = [where for where, since in seen.items() if now - since >= self._grace_s * 1e9]
+        if await self._journal.get_local(SPARED):
+            ripe = []
         return found, ripe
 
     async def forget(self, messages: Iterable[Address]) -> None:

@@ -185,6 +185,11 @@ class Publisher:
         self._paused_until_s = self._backoff_s = 0.0
         self._wake.set()
 
+    def hurry(self) -> None:
+        """Tell all that is committed as soon as possible; with a checkpoint, if one is due."""
+        self._wanted = max(self._wanted, self._journal.last_change)
+        self._wake.set()
+
     async def resumed(self) -> None:
         """The machine has slept, so another writer may have come: look now, not at the next due."""
         self._channel.looked_s = -math.inf
@@ -334,17 +339,22 @@ class Publisher:
             await self._post()
         self._renewed = self.segment
         await self._checkpointer.take()
-        await self._cut(even_empty=True)  # its message carries a copy of the second
+        await self._journal.note_renewal()  # else nothing shows that the checkpoint belongs here
+        await self._cut()  # its message carries a copy of the second
         await self._post()
         self._renewing = None
         asked.set()
 
     async def _cover(self, change: int) -> None:
         """A segment on Discord holds this change, and tells which blocks are only here."""
-        newest = await self._journal.newest_object(KIND_SEGMENT)
+        newest = await self._journal.newest_object(KIND_SEGMENT, dropped=True)
         if newest is None or newest.last_change < change:
             await self._cut(even_empty=True)
         await self._post()
+        if self._posted < change:  # what held it was lost before it was posted
+            await self._journal.note_renewal()
+            await self._cut()
+            await self._post()
         self._tell()
 
     def _failed(self, why: str) -> None:

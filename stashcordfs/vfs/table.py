@@ -22,12 +22,13 @@ from stashcordfs.vfs.live import Dirty, Live
 from stashcordfs.vfs.room import CacheLimits, Room
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from stashcordfs.cache import LocalFiles, Marks
     from stashcordfs.journal import Journal
 
 _VERSIONS_AT_ONCE = 1 << 20
+_ROWS_AT_ONCE = 4096
 
 
 def page_mask(first: int, last: int) -> int:
@@ -113,16 +114,15 @@ class BlockTable:
         else:
             await self._load_marked(on_disk)
         await self._load_clean(on_disk, trust=not power_lost)
-        wanted = {live.key for live in self.live.values()}
-        wanted |= {self._file_of(Ino(key >> 32)) for key in self._clean}
-        for key in on_disk.keys() - wanted:
+        for key in on_disk.keys() - {live.key for live in self.live.values()}:
             self.files.remove(key)
 
     def _file_of(self, ino: Ino) -> tuple[Ino, int]:
         return (ino, self._generations.get(ino, 0))
 
     async def _load_marked(self, on_disk: dict[tuple[Ino, int], int]) -> None:
-        cached = {key for key, _ in await self.journal.cached_all()}
+        marked = {clean_key(mark.ino, mark.index) for mark in self._marks}
+        cached = {key async for key, _ in self._cached() if key in marked} if marked else set()
         nameless = []
         rows = {(ino, index): version for ino, index, version, _ in await self.journal.all_dirty()}
         for mark in sorted(self._marks, key=lambda mark: mark.version, reverse=True):
@@ -216,10 +216,22 @@ class BlockTable:
             pages |= page_mask((start - first) // PAGE_BYTES, (stop - first - 1) // PAGE_BYTES)
         return pages
 
+    async def _cached(self) -> AsyncIterator[tuple[int, int]]:
+        """All rows of clean blocks, and of whole dirty ones, in order. They may be many."""
+        after = -1
+        while page := await self.journal.cached_page(after, _ROWS_AT_ONCE):
+            for row in page:
+                yield row
+            after = page[-1][0]
+
     async def _load_clean(self, on_disk: dict[tuple[Ino, int], int], *, trust: bool) -> None:
-        ends: dict[Ino, int] = {}
-        for key, length in await self.journal.cached_all():
+        """Take up clean blocks, and their files out of `on_disk`."""
+        owner, end = Ino(0), 0  # of the clean blocks that were found last
+        async for key, length in self._cached():
             ino, index = Ino(key >> 32), key & 0xFFFFFFFF
+            if ino != owner:
+                await self._claim_file(owner, end, on_disk)
+                owner, end = ino, 0
             if trust and self._is_dirty(ino, index):
                 continue  # its row says that every byte is here, which marks cannot
             entry = await self.journal.chunk_at(ino, index) if trust and length else None
@@ -232,10 +244,16 @@ class BlockTable:
                 await self.journal.cached_remove([key])
             else:
                 self._add_clean(key, length)
-                ends[ino] = max(ends.get(ino, 0), index * self.block_bytes + length)
-        for ino, end in ends.items():
-            if ino not in self.live and on_disk[self._file_of(ino)] > end:
-                await self._cut_local(ino, on_disk[self._file_of(ino)])
+                end = max(end, index * self.block_bytes + length)
+        await self._claim_file(owner, end, on_disk)
+
+    async def _claim_file(self, ino: Ino, end: int, on_disk: dict[tuple[Ino, int], int]) -> None:
+        """A file whose clean blocks end there stays; no end: it has none."""
+        if not end:
+            return
+        there = on_disk.pop(self._file_of(ino))
+        if ino not in self.live and there > end:
+            await self._cut_local(ino, there)
 
     async def _cut_local(self, ino: Ino, there: int) -> None:
         """A local file ends no later than its inode: a killed process may have left it longer."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ import stashcordfs.cli.mount
 import stashcordfs.cli.mountpoint as mp
 from stashcordfs.cli import umount as umount_module
 from stashcordfs.cli.main import COMMANDS, main
+from stashcordfs.cli.output import parse_time
 from stashcordfs.cli.users import find_users
 from stashcordfs.errors import StashcordError, UsageError
 from stashcordfs.ops.control import serve_control
@@ -335,6 +337,10 @@ def test_mountpoints_that_cannot_be_used_are_named(place, tmp_path, monkeypatch)
             mp.prepare_mountpoint(path, state)
     with pytest.raises(UsageError, match="lies below the mountpoint"):
         mp.prepare_mountpoint(place, place / "state")
+    with pytest.raises(
+        UsageError, match="outside it"
+    ):  # a fresh volume's folder of blocks is empty
+        mp.prepare_mountpoint(place, place.parent)
     monkeypatch.setattr(mp, "read_mounts", lambda: [Mount("w", place, "0:1")])
     with pytest.raises(UsageError, match="volume w is mounted there already"):
         mp.prepare_mountpoint(place, state)
@@ -504,3 +510,16 @@ def test_a_failed_fsync_fails_the_sync(place, monkeypatch) -> None:
     monkeypatch.setattr(os, "open", lambda *_a: (_ for _ in ()).throw(PermissionError()))
     with pytest.raises(StashcordError, match="as its owner or as root"):
         flush(place / "f")
+
+
+@pytest.mark.parametrize("text", ["yesterday", "0001-01-01T00:00+14:00"])
+def test_a_time_that_is_none_is_told(text) -> None:
+    with pytest.raises(UsageError, match="write it as"):
+        parse_time(text)
+
+
+def test_a_volume_is_not_copied_into_itself(volume, place, monkeypatch) -> None:
+    module = importlib.import_module("stashcordfs.cli.export")
+    monkeypatch.setattr(module, "read_mounts", lambda: [Mount("v", place, "0:1")])
+    result = run("export", "v", "--to", str(place / "copy"))
+    assert (result.exit_code, "lies on volume v itself" in result.stderr) == (2, True)

@@ -123,6 +123,11 @@ def test_demo_stops_and_goes_on_at_the_same_port_with_the_same_volume(
     assert demo.start_sandbox(VolumeDir(world.state, "demo")) == again
 
 
+def test_a_demo_that_never_was_is_not_stopped(world, tmp_path) -> None:
+    result = run("demo", "--stop", str(tmp_path))
+    assert (result.exit_code, "nothing to stop" in result.stderr) == (2, True)
+
+
 def test_a_running_demo_is_not_started_twice_nor_another_mount_stopped(world, tmp_path) -> None:
     place = tmp_path / "mnt"
     run("demo", str(place))

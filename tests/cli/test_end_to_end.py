@@ -145,6 +145,9 @@ def test_bad_input_gets_a_line_and_a_code(demo, tmp_path) -> None:
     }
     place = str(demo.place)
     assert "passphrase" in demo.run("mount", "demo", place, code=1, **env)
+    log = (demo.state / "demo/log").read_text()
+    assert "passphrase for this volume" in log
+    assert "Traceback" not in log
     assert "not empty" in demo.run("mount", "demo", str(tmp_path), code=2, **env)
     channel = demo.server["channel_ids"][0]
     mkfs = ("mkfs", "other", "--channel", channel)

@@ -36,16 +36,19 @@ def test_a_mounted_volume_is_verified_by_its_daemon(volume, daemon):
 def test_what_is_lost_is_told_by_path_and_ends_with_1(volume, daemon):
     lost = Outcome(
         packs=2, checked_packs=2, missing_packs=["abc"], corrupt_packs=["def"],
-        resent_blocks=4, damaged_blocks=5, damaged={"b/file": 2, "a": 3},
+        resent_blocks=4, damaged_blocks=5, damaged={"b/file": 2, "a": 3}, objects=7,
+        missing_objects=["segment 4"], checkpoint_wanted=True,
     )  # fmt: skip
     with daemon(volume, lost):
         done = run("verify", "v")
     assert done.exit_code == 1
     assert done.output.splitlines() == [
-        "v: 2 of 2 packs checked",
+        "v: 2 of 2 packs checked, 7 segments and parts of checkpoints",
         "4 blocks are sent anew from this machine",
         "missing: pack abc",
+        "missing: segment 4",
         "corrupt: pack def",
+        "a new checkpoint takes the place of what is missing of the journal",
         "Damaged file\tBlocks",
         "a\t3",
         "b/file\t2",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -20,6 +23,24 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path):
         ["systemd-analyze", "verify", *map(str, named)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_others_may_reach_the_mountpoint_and_a_dead_one_is_no_failure(tmp_path):
+    lines = (UNITS[0].parent / "stashcordfs@.service").read_text().splitlines()
+    (before,) = [line for line in lines if line.startswith("ExecStartPre=")]
+    command = before.removeprefix("ExecStartPre=-/bin/sh -c ").strip("'").replace("$$", "$")
+    place = tmp_path / "srv" / "stashcordfs" / "photos"
+    environment = {"PATH": os.defpath, "MOUNTPOINT": str(place)}
+    subprocess.run(["sh", "-c", command], env=environment, umask=0o077, check=True)
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o755
+
+
+def test_the_service_has_no_mount_namespace_of_its_own():
+    hiding = re.compile(
+        r"(Protect(System|Home|Kernel|Control|Proc)|Private|Read(Write|Only)|Inacc)"
+    )
+    lines = [line for unit in UNITS for line in unit.read_text().splitlines()]
+    assert not [line for line in lines if hiding.match(line)]
 
 
 def test_the_timer_scrubs_the_volume_in_a_month():

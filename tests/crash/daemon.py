@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +120,15 @@ def _half_write(plain: Callable[..., None]) -> Callable[..., None]:
     return write
 
 
-def _only_with_a_long_wal(instrumented: Callable[[Any], None]) -> Callable[[Any], None]:
+def _only_with_a_long_wal(instrumented: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """A short WAL is left alone: nothing to die in."""
 
-    def checkpoint(database: Any) -> None:
+    def checkpoint(database: Any) -> Any:
         module = importlib.import_module("stashcordfs.journal.sqlite.database")
         wal = Path(f"{database.path}-wal")
         if wal.exists() and wal.stat().st_size >= module._CHECKPOINT_PAGES * 4096:
-            instrumented(database)
+            return instrumented(database)
+        return 0, 0
 
     return checkpoint
 
@@ -178,9 +179,10 @@ def _shrink(options: dict[str, Any]) -> None:
         _set(settling, "_RESEND_FOR_S", seconds)
         _set(settling, "_WATCH_FIRST_S", seconds)
     if segments := options.get("checkpoint_segments"):
-        checkpointing = importlib.import_module("stashcordfs.vfs.checkpointing")
-        plain_settings = checkpointing.CheckpointSettings
-        _set(checkpointing, "CheckpointSettings", lambda: plain_settings(segments=segments))
+        provision = importlib.import_module("stashcordfs.daemon.provision")
+        plain_settings = getattr(provision, "CheckpointSettings", None)  # `_set` says if not
+        often = partial(plain_settings or dict, segments=segments)
+        _set(provision, "CheckpointSettings", often)
     if every := options.get("sync_every_s"):
         durability = importlib.import_module("stashcordfs.vfs.durability").Durability
         plain = durability.__init__

@@ -11,7 +11,9 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _GOINGDOWN = 2 << 30 | 4 << 16 | ord("X") << 8 | 125  # _IOR('X', 125, uint32), xfs_fs.h, ext4.h
@@ -19,6 +21,8 @@ _NO_LOG_FLUSH = struct.pack("=I", 2)
 _IMAGE_BYTES = 768 << 20
 _MAKERS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 _BUSY_S = 10.0
+_ALONE = "STASHCORDFS_CRASH_ALONE"
+_Done = subprocess.CompletedProcess[str]
 
 
 def power_missing(kinds: tuple[str, ...]) -> str:
@@ -30,6 +34,18 @@ def power_missing(kinds: tuple[str, ...]) -> str:
             return f"needs {_MAKERS[kind][0]}"
     done = subprocess.run(["losetup", "-f"], capture_output=True, text=True, check=False)
     return f"needs a loop device: {done.stderr.strip()}" if done.returncode else ""
+
+
+def go_alone() -> None:
+    """Go on in a mount namespace of our own, of which nobody else makes a copy.
+
+    A process that makes itself one while a disk is mounted would keep it mounted there.
+    """
+    if os.environ.get(_ALONE):
+        return
+    os.environ[_ALONE] = "yes"
+    program = ["unshare", "--mount", "--propagation", "private", sys.executable, *sys.argv]
+    os.execvp(program[0], program)
 
 
 class LoopDisk:
@@ -65,13 +81,16 @@ class LoopDisk:
 
     def unmount(self) -> None:
         """Unmount, waiting for a process that has just been killed to be gone."""
+        self._until(["umount", self.path], lambda done: done.returncode == 0)
+        # Mounted in another namespace as well, it would stay as it is: without power.
+        self._until(["losetup", "-j", self._image], lambda done: not done.stdout)
+
+    def _until(self, command: list[str | Path], done: Callable[[_Done], bool]) -> None:
+        def run() -> _Done:
+            return subprocess.run(command, capture_output=True, text=True, check=False)
+
         ends = time.monotonic() + _BUSY_S
-        while True:
-            done = subprocess.run(
-                ["umount", self.path], capture_output=True, text=True, check=False
-            )
-            if not done.returncode:
-                return
+        while not done(ended := run()):
             if time.monotonic() > ends:
-                raise RuntimeError(f"umount: {done.stderr.strip()}")
+                raise RuntimeError(f"{command}: {ended.stdout}{ended.stderr.strip()}")
             time.sleep(0.05)

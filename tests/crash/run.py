@@ -4,8 +4,8 @@
     python tests/crash/run.py power [--rounds 100] [--kinds ext4,xfs] [--break-fsync] ...
 
 Each round prints one JSON line. With --state, a run that was interrupted goes on with the next
-round over a new volume; a round's course follows from seed and number. Ends with 1 when anything
-acknowledged was lost, with 2 when it cannot run here.
+round over a new volume, if the commit is the same; a round's course follows from seed and number.
+Ends with 1 when anything acknowledged was lost, with 2 when it cannot run here.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
+import evidence
 from checker import Checker
 from invariants import check_journal, check_server, open_intents
 from model import State
 from pages import PageMaker
-from power import LoopDisk, power_missing
+from power import LoopDisk, go_alone, power_missing
 from rig import Rig, RigError, fuse_missing
 from rounds import KILLS, Result, Round, cut_power, lacking, names_bound
 
@@ -50,6 +52,7 @@ class Run:
         self.ends: dict[str, dict[str, Any]] = {}
         self._rigs: dict[str, tuple[Rig, State]] = {}
         self._folder = folder
+        self._commit = evidence.commit_now()
 
     # ------------------------------------------------------------ resuming
 
@@ -60,6 +63,9 @@ class Run:
         told = json.loads(path.read_text(encoding="utf-8"))
         if (told["mode"], told["seed"]) != (self.options.mode, self.options.seed):
             raise SystemExit(f"{path} is of another run: {told['mode']}, seed {told['seed']}")
+        if told.get("commit") != self._commit:
+            print(f"crash: {path} is of another commit; from the beginning", file=sys.stderr)
+            return
         self.rows, self.begin_at = told["rows"], told["next"]
 
     def _keep(self, following: int) -> None:
@@ -69,6 +75,7 @@ class Run:
         told = {
             "mode": self.options.mode,
             "seed": self.options.seed,
+            "commit": self._commit,
             "next": following,
             "rows": self.rows,
         }
@@ -208,7 +215,7 @@ class Run:
         mounts = [row["mount_s"] for row in self.rows if "mount_s" in row]
         return {
             "mode": self.options.mode,
-            "commit": _commit(),
+            "commit": self._commit,
             "seed": self.options.seed,
             "break_fsync": self.options.break_fsync,
             "rounds": len(self.rows),
@@ -225,15 +232,6 @@ class Run:
             "ends": self.ends,
             "failures": failed[:20],
         }
-
-
-def _commit() -> str:
-    here = Path(__file__).parent
-    head = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    done = subprocess.run(head, capture_output=True, text=True, check=False)
-    dirty = ["git", "-C", str(here.parents[1]), "status", "--porcelain", "stashcordfs"]
-    changed = subprocess.run(dirty, capture_output=True, text=True, check=False).stdout.strip()
-    return (done.stdout.strip() or "unknown") + (" with changes" if changed else "")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -264,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason:
         print(f"crash: {reason}", file=sys.stderr)
         return 2
+    if options.mode == "power":
+        go_alone()
     folder = Path(tempfile.mkdtemp(dir=options.dir, prefix="stashcordfs-crash-"))
     run = Run(options, folder)
     run.resume()

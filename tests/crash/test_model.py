@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,28 @@ checker = importlib.import_module("checker")
 pages = importlib.import_module("pages")
 PAGE = pages.PAGE_BYTES
 CUT = model.Cut(100.0, power=True)
+
+
+def load(name: str, path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("commit", "begins"), [("abc", 7), ("abd", 0)])
+def test_a_run_goes_on_where_the_commit_is_the_same(tmp_path, monkeypatch, commit, begins):
+    run = load("crash_run", HERE / "run.py")
+    monkeypatch.setattr(run.evidence, "commit_now", lambda: commit)
+    state = tmp_path / "state"
+    rows = [{"round": number} for number in range(7)]
+    told = {"mode": "kill", "seed": 1, "commit": "abc", "next": 7, "rows": rows}
+    state.write_text(json.dumps(told))
+    one = run.Run(run._parse(["kill", "--state", str(state)]), tmp_path)
+    one.resume()
+    assert (one.begin_at, len(one.rows)) == (begins, begins)
 
 
 def done(number: int, kind: str, **about) -> object:

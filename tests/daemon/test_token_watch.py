@@ -204,6 +204,18 @@ def test_a_token_in_the_settings_file_can_change(tmp_path) -> None:
     assert ".text" not in repr(token) + token.advice
 
 
+def test_a_service_s_credential_is_changed_by_a_restart(tmp_path) -> None:
+    (tmp_path / "token").write_text("text", encoding="utf-8")
+    environ = {
+        "HOME": str(tmp_path),
+        "STASHCORDFS_TOKEN": "credential:token",
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+    }
+    token = Token(load_settings(environ=environ, is_root=False), environ=environ)
+    assert "LoadCredential= names, then restart" in token.advice
+    assert "read again" not in token.advice
+
+
 async def test_the_mount_goes_on_and_what_was_written_is_sent_with_the_new_token(
     place, tmp_path, autojump_clock
 ) -> None:

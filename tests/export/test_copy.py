@@ -255,6 +255,8 @@ def bucket(endpoint, monkeypatch):
     client = boto3.client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket="copies")
     yield client
+    for up in client.list_multipart_uploads(Bucket="copies").get("Uploads", ()):
+        client.abort_multipart_upload(Bucket="copies", Key=up["Key"], UploadId=up["UploadId"])
     for item in client.list_objects_v2(Bucket="copies").get("Contents", ()):
         client.delete_object(Bucket="copies", Key=item["Key"])
     client.delete_bucket(Bucket="copies")
@@ -304,3 +306,42 @@ async def test_a_bucket_gets_every_file_and_a_manifest_of_the_rest(
     assert keys == {line["key"] for line in lines[1:] if "key" in line} | {
         "my/volume/manifest.jsonl"
     }
+
+
+def unfinished(bucket) -> set[str]:
+    return {up["Key"] for up in bucket.list_multipart_uploads(Bucket="copies").get("Uploads", ())}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_parts_that_a_killed_run_left_are_aborted_and_nobody_elses(
+    clock, tmp_path, endpoint, bucket
+) -> None:
+    for key in ("my/volume/tree/large", "my/volume/odd/00", "my/volume/manifest.jsonl"):
+        bucket.create_multipart_upload(Bucket="copies", Key=key)
+    theirs = {"my/volume-2/tree/a", "my/volume/other", "tree/a"}
+    for key in theirs:
+        bucket.create_multipart_upload(Bucket="copies", Key=key)
+    async with volume(tmp_path / "v") as v:
+        await v.make(b"a", b"a")
+        assert (await into_bucket(v, endpoint, tmp_path / "log")).clean
+        assert unfinished(bucket) == theirs
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_a_bucket_that_lists_no_unfinished_uploads_is_copied_to_all_the_same(
+    clock, tmp_path, endpoint, bucket
+) -> None:
+    target = open_bucket("s3://copies/my/volume", endpoint_url=endpoint, log=tmp_path / "log")
+    made = target._client.get_paginator
+
+    def refuse(name):
+        if name == "list_multipart_uploads":
+            raise target._client.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, name)
+        return made(name)
+
+    target._client.get_paginator = refuse
+    async with volume(tmp_path / "v") as v:
+        await v.make(b"a", b"a")
+        assert (await copy(VolumeSource(v.fs), target)).copied_files == 1

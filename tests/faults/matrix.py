@@ -24,11 +24,12 @@ DEADLINE_S = 3.0
 LIMIT_S = 20.0  # of a cell; beyond it is a hang
 LATE_S = DEADLINE_S + 4.0  # a read that fails must not take longer
 WAIT_S = 12.0  # how long sync and umount are let wait before they are interrupted
+PURGE_S = 90.0
 RECOVER_S = 300.0  # a ban is remembered for a minute; a lost answer is settled by listings
 COLD_BYTES, SMALL_BYTES = 3_000_000, 40_000
 OPERATIONS = (
     "cold read", "cached read", "write", "fsync", "remote fsync", "sync", "create", "rename",
-    "unlink", "list", "umount", "mount", "read back",
+    "unlink", "purge", "list", "umount", "mount", "read back",
 )  # fmt: skip
 _EFFECTS: dict[str, tuple[set[str], set[str]]] = {  # on the names in the row's folder
     "write": ({"written"}, set()),
@@ -36,6 +37,7 @@ _EFFECTS: dict[str, tuple[set[str], set[str]]] = {  # on the names in the row's 
     "create": ({"created"}, set()),
     "rename": ({"new-name"}, {"old-name"}),
     "unlink": (set(), {"doomed"}),
+    "purge": (set(), {"purged"}),
 }
 _MAY_FAIL = {"cold read", "remote fsync", "sync", "umount"}
 _BROKEN = {"HANG", "ZEROS", "SHORT", "WRONG", "MISSING", "DEAD"}
@@ -54,6 +56,7 @@ class Result:
     cells: dict[str, Cell] = field(default_factory=dict)
     struck: list[int] = field(default_factory=list)  # of each rule
     refusals: int = 0
+    edits: int = 0
     recovered_s: float | None = None
     after: str = ""  # what was wrong after the fault was lifted
     problems: list[str] = field(default_factory=list)
@@ -70,11 +73,18 @@ class Result:
                 self.problems.append(f"{name}: {cell.seconds:.0f} s")
         if self.after and not (row.loses or row.settles_late):
             self.problems.append(self.after)
+        if self.edits:
+            self.problems.append(f"{self.edits} edits, which nothing here is made for")
         if 0 in self.struck:
             self.problems.append("the fault did not strike")
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Result:
+        cells = {name: Cell(**cell) for name, cell in told["cells"].items()}
+        return cls(**{**told, "cells": cells})
 
 
 class Matrix:
@@ -102,11 +112,11 @@ class Matrix:
         """Every operation while the fault is there, then without it, then from Discord alone."""
         result = Result(row.name, row.number)
         folder = self._place(f"row-{time.monotonic_ns()}")
-        self._local_start(folder)
+        self._local_start(folder, row)
         before = self._volume.admin("stats")
         with self._fault(row):
             for name, act in self._cells(folder):
-                if name not in only:
+                if name not in only or (name == "purge" and not row.purges):
                     continue
                 result.cells[name] = act()
                 if result.cells[name].outcome == "ok":
@@ -119,12 +129,14 @@ class Matrix:
                 rules = self._volume.admin("faults")["rules"]
                 result.struck = [one["struck"] for one in rules if one["kind"] != "switch"]
         self._recover(result)
-        result.refusals = self._volume.admin("stats")["invalid"] - before["invalid"]
+        stats = self._volume.admin("stats")
+        result.refusals = stats["invalid"] - before["invalid"]
+        result.edits = stats["requests_by_route"].get("edit_message", 0)
         self._verify(result, folder)
         result.judge(row)
         return result
 
-    def _local_start(self, folder: Path) -> None:
+    def _local_start(self, folder: Path, row: Row) -> None:
         """A folder to work in, and what is to be renamed, removed, and read from the cache.
 
         Nothing is fetched: a page of messages would bring the links of the cold files along.
@@ -132,7 +144,7 @@ class Matrix:
         folder.mkdir()
         _remote(folder).mkdir()
         os.setxattr(_remote(folder), "user.stashcordfs.durability", b"remote")
-        self._names = {"old-name", "doomed", "cached"}
+        self._names = {"old-name", "doomed", "cached"} | ({"purged"} if row.purges else set())
         for name in self._names:
             (folder / name).write_bytes(bytes_of(*content(folder, name)))
         self._volume.sync()
@@ -165,6 +177,7 @@ class Matrix:
             ("create", lambda: self._act("create", folder / "created")),
             ("rename", lambda: self._act("rename", folder / "old-name", folder / "new-name")),
             ("unlink", lambda: self._act("unlink", folder / "doomed")),
+            ("purge", lambda: self._purge(folder / "purged")),
             ("list", lambda: self._act("list", folder, *self._names)),
             ("umount", self._umount),
             ("mount", self._mount),
@@ -216,6 +229,9 @@ class Matrix:
             found = self._read(place, *content(folder, name))
             if found.outcome != "ok":
                 result.after = f"afterwards {name}: {found.outcome}"
+        listed = self._act("list", folder, *self._names)
+        if listed.outcome != "ok":
+            result.after = f"afterwards list: {listed.outcome}"
         shutil.rmtree(folder)
         shutil.rmtree(_remote(folder))
         self._volume.remount(without_cache=True)
@@ -270,6 +286,10 @@ class Matrix:
                     child.kill()
                     outcome = "HANG"
         return Cell(outcome, round(time.monotonic() - begun, 2))
+
+    def _purge(self, path: Path) -> Cell:
+        """It packs anew, looks, and deletes, within the rates: that takes its time."""
+        return self._wait_for("purge", "--yes", str(path), wait_s=PURGE_S)
 
     def _umount(self) -> Cell:
         """As a person does: wait, then lose patience. It must be unmounted in the end."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -10,8 +12,14 @@ import pytest
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[1] / "support")]
 import mounted
 from cells import bytes_of
-from matrix import Matrix, Result
-from rows import ROWS, Row
+from matrix import Cell, Matrix, Result
+from rows import ROWS, WITHOUT_ROW, Row
+
+spec = importlib.util.spec_from_file_location("faults_run", Path(__file__).with_name("run.py"))
+assert spec is not None
+assert spec.loader is not None
+run = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run)
 
 pytestmark = [
     pytest.mark.fuse,
@@ -66,9 +74,41 @@ def test_a_cell_tells_wrong_data(tmp_path, data, says):
     assert main("read", str(tmp_path / "none"), "s", "100") == "ENOENT"
 
 
-def test_a_row_is_judged_by_what_it_may():
-    from matrix import Cell
+def test_every_behaviour_has_a_row_or_a_reason():
+    from stashcordfs.sandbox.behaviours import BEHAVIOURS
 
+    assert {row.number for row in ROWS} - {None} | WITHOUT_ROW.keys() == BEHAVIOURS.keys()
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_an_interrupted_run_goes_on_where_the_commit_is_the_same(tmp_path, monkeypatch):
+    ran = []
+
+    class Stub:
+        def run(self, row):
+            ran.append(row.name)
+            return Result(row.name, row.number, {"write": Cell("ok", 0.1)}, problems=["bad"])
+
+    monkeypatch.setattr(Matrix, "on", lambda _: contextlib.nullcontext(Stub()))
+    rows, state = [Row("a", 1), Row("b", 2)], tmp_path / "state"
+
+    def go(rows, commit):
+        kept = run.Kept(state, commit)
+        return run.run(rows, tmp_path, jobs=2, kept=kept), kept
+
+    first, _ = go(rows[:1], "abc")
+    assert (go(rows[:1], "abc")[0], ran) == (first, ["a"])
+    results, kept = go(rows, "abc")
+    assert ([result.row for result in results], results[0].problems) == (["a", "b"], ["bad"])
+    assert ran == ["a", "b"]
+    go(rows, "abc with changes")
+    go(rows[1:], "another")
+    assert ran == ["a", "b", "a", "b", "b"]
+    kept.end()
+    assert not state.exists()
+
+
+def test_a_row_is_judged_by_what_it_may():
     row = Row("r", None, may_fail=True)
     cells = {"cold read": Cell("EIO", 3.1), "sync": Cell("HANG", 20), "write": Cell("EIO", 0.1)}
     result = Result("r", None, cells)

@@ -172,7 +172,10 @@ async def test_cached_blocks(journal):
     assert await journal.cached_sums(keys[0]) == (5, b"sums")
     await journal.cached_remove([keys[1]])
     assert await journal.cached_sums(keys[1]) is None
-    assert await journal.cached_all() == [(key, 5) for key in (keys[0], keys[2], keys[3])]
+    left = [(key, 5) for key in (keys[0], keys[2], keys[3])]
+    assert await journal.cached_page(-1, 10) == left
+    assert await journal.cached_page(keys[0], 1) == left[1:2]
+    assert await journal.cached_page(keys[3], 10) == []
     assert await journal.cached_beyond(Ino(7), 1) == [keys[2], keys[3]]
 
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import itertools
+import os
 import shutil
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from stashcordfs.errors import FsError, JournalError, LocalDiskError
 from stashcordfs.journal import Journal, outbox
 from stashcordfs.journal import journal as facade
 from stashcordfs.journal.sqlite import database as module
-from stashcordfs.journal.sqlite import schema
+from stashcordfs.journal.sqlite import reserve, schema
 from stashcordfs.types import ROOT_INO
 
 FILE = stat.S_IFREG | 0o644
@@ -210,6 +214,52 @@ async def test_a_long_wal_is_copied_back(journal, tmp_path, monkeypatch):
     await journal.wal_sync()
 
 
+async def test_a_wal_that_is_written_all_the_time_begins_anew(journal, tmp_path, monkeypatch):
+    """A group that was open while the thread copied has written more by the time it ends."""
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(module, "_RESTART_PAGES", 50)
+    names = itertools.count()
+
+    async def meanwhile(work):
+        await journal.lookup(ROOT_INO, b"0")  # opens a group, which reads
+        done = work()
+        await make(journal, b"%d" % next(names))
+        return done
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", meanwhile)
+    wal = tmp_path / "journal.sqlite-wal"
+    sizes = []
+    for _ in range(40):
+        for _ in range(5):
+            await make(journal, b"%d" % next(names))
+            journal.commit()
+        await journal.checkpoint()
+        sizes.append(wal.stat().st_size)
+    assert sizes[-1] == sizes[10] < 100 * 4096
+    assert len(await journal.read_dir(ROOT_INO, 0, 1000)) == next(names)
+
+
+async def test_a_wal_that_somebody_reads_is_not_copied_on_the_loop(journal, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(module, "_RESTART_PAGES", 10)
+    monkeypatch.setattr(module, "_LAST_PAGES", 10)
+    other = apsw.Connection(str(tmp_path / "journal.sqlite"))
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM inodes").fetchall()
+    for n in range(20):
+        await make(journal, b"%d" % n)
+        journal.commit()
+    copied_by = []
+    real = journal._db._copy_back
+    monkeypatch.setattr(
+        journal._db, "_copy_back", lambda who: (copied_by.append(who), real(who))[1]
+    )
+    await journal.checkpoint()
+    assert len(copied_by) == 2
+    assert journal._db._connection not in copied_by
+    other.close()
+
+
 async def test_a_checkpoint_that_fails_is_logged(journal, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 0)
     broken = tmp_path / "broken"
@@ -361,6 +411,7 @@ async def test_every_statement_of_a_running_journal_uses_an_index(journal, monke
     await journal.truncate(made.ino, 10, 100, 1)
     await journal.abandon_intent(1)
     await journal.cached_beyond(made.ino, 1)
+    await journal.cached_page(-1, 10)
     await journal.drop_dirty(made.ino, [(1, 1)])
     await journal.nameless()
     for name in (b"b", b"c"):
@@ -387,3 +438,79 @@ async def test_a_refused_rule_leaves_the_groups_other_operations(journal):
     journal.commit()
     assert await journal.lookup(ROOT_INO, b"a") is not None
     assert facade.XATTR_VALUE_MAX == 65_536
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 80 MiB, and how to fill it up and to free it again."""
+    if os.geteuid():
+        pytest.skip("needs root, to mount")
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = ["-o", "size=80m"]
+    if subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", place], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(place):
+    with (place / "hog").open("wb", buffering=0) as hog, contextlib.suppress(OSError):
+        while hog.write(bytes(1 << 16)):
+            pass
+
+
+async def test_a_disk_filled_by_others_refuses_changes_before_it_loses_any(small_disk):
+    path = small_disk / "journal.sqlite"
+    journal = Journal.create(path, clock_ns=lambda: 7, uid=0, gid=0)
+    try:
+        await make(journal, b"a")
+        journal.commit()
+        fill(small_disk)
+        values: list[bytes] = []
+        for removing in (False, True):
+            while journal.has_room(removing=removing):
+                values.append(len(values).to_bytes(2, "big") * 30_000)
+                made = await make(journal, b"%d" % len(values))
+                await journal.set_xattr(made.ino, b"user.x", values[-1], now_ns=1)
+                journal.commit()
+        assert len(values) > 50
+        await journal.unlink(ROOT_INO, b"a", now_ns=2)  # what must go on does
+        await journal.wal_sync()
+
+        (small_disk / "hog").unlink()
+        assert journal.has_room(removing=False)
+        await make(journal, b"b")
+        journal.commit()
+    finally:
+        journal.close()
+    again = reopen(path)
+    for number, value in enumerate(values):
+        made = await again.lookup(ROOT_INO, b"%d" % (number + 1))
+        assert await again.get_xattr(made.ino, b"user.x") == value
+    assert await again.lookup(ROOT_INO, b"a") is None
+    assert await again.lookup(ROOT_INO, b"b") is not None
+    again.close()
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EIO])
+async def test_where_space_cannot_be_reserved_nothing_is_refused(journal, monkeypatch, code):
+    def refused(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(reserve, "fallocate", refused)
+    journal._db.reserve.forget()
+    await make(journal, b"a")
+    assert journal.has_room(removing=False)
+    journal.commit()
+
+
+async def test_space_is_reserved_anew_after_the_wal_was_truncated(journal, tmp_path):
+    wal = tmp_path / "journal.sqlite-wal"
+    await make(journal, b"a")
+    journal.commit()
+    assert wal.stat().st_blocks * 512 >= reserve.WANTED_BYTES
+    journal._db.scrub()
+    assert wal.stat().st_blocks * 512 < reserve.WANTED_BYTES
+    await make(journal, b"b")
+    assert wal.stat().st_blocks * 512 >= reserve.WANTED_BYTES

@@ -6,7 +6,7 @@ import apsw
 import pytest
 
 from stashcordfs.errors import JournalError
-from stashcordfs.journal import Journal
+from stashcordfs.journal import Journal, trash
 from stashcordfs.journal.census import take_census, take_contents
 from stashcordfs.journal.garbage import Condemned, Move
 from stashcordfs.journal.snapshot import Rebuild, take_snapshot
@@ -129,6 +129,25 @@ async def test_the_trash_holds_bytes_but_does_not_stop_the_clock(journal, path):
     assert list(found.fresh) == [(await rows(journal))[b"a"]]
     await journal.note_unused(found.fresh, 100)
     assert census(journal, path, 200).messages[0].live_bytes == 26
+
+
+async def test_a_long_list_that_comes_out_of_the_trash_is_used_again_to_its_last_block(
+    journal, monkeypatch
+):
+    monkeypatch.setattr(trash, "_BATCH", 2)
+    journal.keep_trash = True
+    names = [b"%d" % n for n in range(7)]
+    ino = await made(journal, b"f", 70)
+    await packed(journal, 5, b"other", *names)
+    for index, name in enumerate(names):
+        await refer(journal, ino, name, index)
+    await journal.unlink(ROOT_INO, b"f", now_ns=1)
+    row = await rows(journal)
+    await journal.note_unused([row[name] for name in (b"other", *names)], 100)
+    with journal.noting() as noted:
+        await journal.revive(await journal.trashed(ino), ROOT_INO, b"f", now_ns=1)
+    assert journal._db.all("SELECT chunk FROM unused") == [(row[b"other"],)]
+    assert noted == {(ino, index) for index in range(7)}
 
 
 async def test_contents_are_what_must_be_kept_and_who_refers_to_it(journal, path):

@@ -112,6 +112,10 @@ async def test_the_link_bound_holds_for_files_and_not_for_folders(journal, monke
     for name in (b"a", b"b", b"c", b"d"):
         await make(journal, name, DIR)
     assert (await journal.getattr(ROOT_INO)).nlink == 6
+    removed = await journal.rmdir(ROOT_INO, b"a", now_ns=1)
+    with journal._db.operation:
+        rules.revive(journal._engine, removed, ROOT_INO, b"a", now_ns=1)
+    assert (await journal.getattr(ROOT_INO)).nlink == 6
 
 
 async def test_a_whiteout_takes_the_old_place(journal):
@@ -272,3 +276,52 @@ async def test_a_reopened_journal_holds_all_and_gives_new_numbers(tmp_path):
     assert (await make(journal, b"g")).ino > made.ino
     assert [name for _, name, _ in await journal.read_dir(ROOT_INO, 0, 9)] == [b"f", b"g"]
     journal.close()
+
+
+async def test_a_refusal_leaves_what_is_in_memory_and_is_no_rollback(journal):
+    """The kernel sends the last times of removed files: each would empty the memory of inodes."""
+    made = await make(journal, b"a")
+    for call in (
+        make(journal, b"a"),
+        journal.set_attributes(Ino(12345), mtime_ns=5, ctime_ns=5),
+        journal.rmdir(ROOT_INO, b"a", now_ns=11),
+    ):
+        with pytest.raises(FsError):
+            await call
+    assert journal._db.rollbacks == 0
+    assert journal._engine._known[made.ino] == made
+
+
+async def test_attributes_and_a_synced_size_go_with_their_inode_also_after_a_new_start(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    first = Journal.create(path, clock_ns=lambda: 7, uid=0, gid=0)
+    for name in (b"a", b"b"):
+        made = await make(first, name)
+        await first.set_xattr(made.ino, b"user.x", b"v", now_ns=11)
+        await first.set_attributes(made.ino, size=10, synced=0)
+    await first.unlink(ROOT_INO, b"a", now_ns=12, kept=lambda _: False)
+    first.close()
+    again = Journal.open(path, clock_ns=lambda: 8)
+    assert await again.synced_sizes() == [(made.ino, 0)]
+    await again.unlink(ROOT_INO, b"b", now_ns=13, kept=lambda _: False)
+    for table in ("xattrs", "synced_sizes"):
+        assert again._db.all(f"SELECT * FROM {table}") == []
+    again.close()
+
+
+async def test_what_an_undone_operation_forgot_is_known_again(journal):
+    made = await make(journal, b"a")
+    await journal.set_attributes(made.ino, size=10, synced=0)
+
+    def half_way():
+        with journal._db.operation:
+            journal._engine.drop_synced_size(made.ino)
+            journal._engine.put_xattr(made.ino, b"user.x", b"v")
+            raise FsError(errno.EIO)
+
+    with refused(errno.EIO):
+        half_way()
+    assert journal._engine.grown == {made.ino}
+    assert not journal._engine.has_xattrs
+    await journal.size_synced(made.ino, 10, whole=True)
+    assert await journal.synced_sizes() == []

@@ -212,3 +212,29 @@ def test_garbage_is_condemned_on_a_mount_and_without_one(tmp_path) -> None:
         assert found["condemned_messages"] == 2
         assert len(packs(volume)) == 2
         volume.mount()
+
+
+def test_what_a_recovery_would_miss_is_replaced_mounted_or_not(volume):
+    channel = volume.server["channel_ids"][0]
+
+    def delete_newest() -> None:
+        found = volume.api("GET", f"/channels/{channel}/messages?limit=1")
+        assert isinstance(found, list)
+        delete(volume, found[0])
+
+    fill(volume, 1)
+    delete_newest()  # the segment that tells of the file
+    found = report(volume, "verify", NAME)
+    assert (len(found["missing_objects"]), found["checkpoint_wanted"]) == (1, True)
+    assert volume.status()["missing_objects"] == 1
+    assert "a new checkpoint takes its place" in volume.status()["last_error"]
+    volume.sync()
+    volume.umount()  # waits for the checkpoint
+    assert report(volume, "verify", NAME)["clean"]
+    delete_newest()
+    assert report(volume, "verify", NAME)["checkpoint_wanted"]
+    assert report(volume, "verify", NAME, "--data")["clean"]
+    tried = report(volume, "recover", "other", "--channel", channel, "--dry-run")
+    assert (tried["inodes"], tried["missing_packs"], tried["damaged"]) == (2, [], {})
+    volume.mount()
+    assert volume.status()["missing_objects"] == 0

@@ -6,6 +6,7 @@ import h11
 import pytest
 import trio
 
+from stashcordfs.errors import UsageError
 from stashcordfs.ops.health import HealthSources, serve_health
 from stashcordfs.ops.metrics import Metrics
 
@@ -73,4 +74,12 @@ async def test_a_silent_client_is_let_go_after_the_deadline(autojump_clock) -> N
     async with trio.open_nursery() as nursery:
         port = await nursery.start(serve_health, 0, sources())
         assert await ask(port, b"GET / HTTP/1.1\r\n") == b""
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(serve_health, 0, sources())
+        with pytest.raises(UsageError, match=rf"metrics_port {port} .* set another"):
+            await serve_health(port, sources())
         nursery.cancel_scope.cancel()

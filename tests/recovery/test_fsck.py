@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "vfs"))
 from damage import ask, edit, files_of
+from harness import BLOCK
 
 from stashcordfs.cache import LocalFiles
+from stashcordfs.errors import FsError
 from stashcordfs.recovery import fsck
 
 F0, F1 = "d/f0", "d/f1"
@@ -24,7 +27,7 @@ def test_a_sound_volume_is_clean_and_nothing_is_changed_by_looking(unmounted) ->
     report = unmounted.check()
     assert report.findings == []
     assert report.clean
-    assert len(report.stages) == 13
+    assert len(report.stages) == 15
     assert files_of(unmounted.folder) == before
 
 
@@ -34,6 +37,9 @@ def test_repairing_a_sound_volume_changes_nothing(unmounted) -> None:
     assert files_of(unmounted.folder) == before
 
 
+SEGMENT = (
+    "INSERT INTO objects VALUES (randomblob(16), 2, {}, 0, 0, 5, zeroblob(32), 9, {}, 7, {}, 0)"
+)
 # What is done to the journal ({f0} and so on are inode numbers), and the check that notices.
 BROKEN = {
     "a name of no inode": ("DELETE FROM inodes WHERE ino = {link}", "name-inode"),
@@ -96,6 +102,59 @@ BROKEN = {
     "an unsent block beyond the end": (
         "UPDATE dirty SET idx = 9 WHERE ino = {unsent}",
         "dirty-rows",
+    ),
+    "a change lost in the middle": (
+        "DELETE FROM changes WHERE id = (SELECT max(id) - 1 FROM changes)",
+        "changes",
+    ),
+    "a change that nobody can read": (
+        "UPDATE changes SET changeset = x'0102' WHERE id = (SELECT max(id) FROM changes)",
+        "changes",
+    ),
+    "a change without a time": ("UPDATE changes SET made_ns = 'x'", "changes"),
+    "a change that a segment holds as well": (
+        (
+            "INSERT INTO objects SELECT zeroblob(16), 2, 1, 0, min(id), 5, zeroblob(32), 9,"
+            " NULL, 7, 8, 9 FROM changes"
+        ),
+        "changes",
+    ),
+    "an unposted segment without its bytes": (SEGMENT.format(1, "NULL", 0), "objects"),
+    "an unposted segment with other bytes": (SEGMENT.format(1, "x'00'", 0), "objects"),
+    "a segment without a size": (
+        SEGMENT.format(1, "NULL", 5) + "; UPDATE objects SET size = 'x'",
+        "objects",
+    ),
+    "two segments of one number": (
+        SEGMENT.format(1, "NULL", 5) + "; " + SEGMENT.format(1, "NULL", 6),
+        "objects",
+    ),
+    "a message to be deleted that counts": (
+        "INSERT INTO condemned SELECT channel, message, 1, 1 FROM packs LIMIT 1",
+        "condemned",
+    ),
+    "a message to be deleted that files need": (
+        (
+            "INSERT INTO condemned SELECT channel, message, 1, 1 FROM packs;"
+            "UPDATE packs SET message = -message"
+        ),
+        "condemned",
+    ),
+    "a message to be deleted at no time": (
+        "INSERT INTO condemned VALUES (7, 8, 'x', 1)",
+        "condemned",
+    ),
+    "history's time of what a file refers to": (
+        "INSERT INTO unused SELECT chunk, 1 FROM chunk_list LIMIT 1",
+        "unused",
+    ),
+    "history's time that cannot be": (
+        "INSERT INTO unused SELECT id, 'x' FROM chunks LIMIT 1",
+        "unused",
+    ),
+    "something in the trash that has a name": (
+        "INSERT INTO trash VALUES ({f1}, 1, x'61', 5, 0)",
+        "trash",
     ),
     "another format": ("PRAGMA user_version = 99", "version"),
 }
@@ -336,3 +395,98 @@ def test_an_open_file_without_a_name_is_no_fault(unmounted) -> None:
         return report
 
     assert unmounted.mounted(look).clean
+
+
+# ---------------------------------------------------------------------- data that is nowhere
+
+
+async def _overwritten_in_part(v, unmounted) -> None:
+    fh = await v.fs.open(unmounted.inos[F1], os.O_WRONLY)
+    await v.write(fh, 0, b"n" * 4096)
+    await v.fs.release(fh)
+    await v.durability.sync()
+
+
+def test_a_block_that_is_nowhere_is_an_error_after_mending_and_the_rest_is_whole(unmounted) -> None:
+    unmounted.local_file("unsent").unlink()
+    report = unmounted.repair()
+    assert set(report.errors) == {"damaged"}, report.as_json()
+    assert "/unsent: block 0" in report.findings[0].text
+    assert unmounted.read("unsent") == errno.EIO
+    assert unmounted.read(F1) == unmounted.contents[F1]
+
+
+def test_pages_that_are_nowhere_are_an_error_after_mending_and_the_others_are_read(
+    unmounted,
+) -> None:
+    data = unmounted.contents["unsent"]
+    path = unmounted.local_file("unsent")
+    with path.open("r+b") as file:
+        file.truncate(BLOCK // 2)
+        file.truncate(len(data))
+    assert "8 pages that were synced" in unmounted.check().findings[0].text
+    assert set(unmounted.repair().errors) == {"damaged"}
+
+    async def halves(v) -> list[bytes | int | None]:
+        fh = await v.fs.open(unmounted.inos["unsent"], os.O_RDONLY)
+        found: list[bytes | int | None] = [await v.fs.read(fh, 0, BLOCK // 2)]
+        try:
+            found.append(await v.fs.read(fh, BLOCK // 2, BLOCK // 2))
+        except FsError as error:
+            found.append(error.errno)
+        await v.fs.release(fh)
+        return found
+
+    assert unmounted.mounted(halves, deadline_s=2, upload=False) == [data[: BLOCK // 2], errno.EIO]
+
+
+def test_of_a_block_that_is_only_older_on_discord_this_is_told(unmounted) -> None:
+    unmounted.mounted(lambda v: _overwritten_in_part(v, unmounted), upload=False)
+    unmounted.local_file(F1).unlink()
+    report = unmounted.check()
+    assert "Discord has what it held before" in report.findings[0].text
+    assert unmounted.repair().clean
+    assert unmounted.read(F1) == unmounted.contents[F1]
+
+
+def test_synced_data_without_mark_and_bytes_is_not_marked_as_if_it_were_there(unmounted) -> None:
+    (unmounted.folder / "marks.map").unlink()
+    path = unmounted.local_file("unsent")
+    with path.open("r+b") as file:
+        file.truncate(0)
+        file.truncate(BLOCK)
+    assert unmounted.check().errors == {"marks": 1, "unsent-data": 1}
+    assert set(unmounted.repair().errors) == {"damaged"}
+    assert unmounted.read("unsent") == errno.EIO
+
+
+@pytest.mark.parametrize("ended", ["cleanly", "killed"])
+def test_written_pages_that_are_holes_are_a_fault_unless_the_run_was_killed(
+    unmounted, ended
+) -> None:
+    async def write(v) -> None:
+        ino = await v.make(b"unsynced", b"x" * BLOCK)
+        unmounted.inos["unsynced"] = ino
+        v.journal.commit()
+        if ended == "killed":
+            shutil.copytree(unmounted.folder, unmounted.folder.parent / "killed")
+
+    unmounted.mounted(write, upload=False)
+    if ended == "killed":
+        unmounted.folder = unmounted.folder.parent / "killed"
+    edit(
+        unmounted.journal,
+        f"INSERT OR REPLACE INTO local VALUES ('clean_ground', '{'x' * (ended == 'cleanly')}')",
+        f"DELETE FROM dirty WHERE ino = {unmounted.inos['unsynced']}",
+    )
+    path = unmounted.local_file("unsynced")
+    with path.open("r+b") as file:
+        file.truncate(0)
+        file.truncate(BLOCK)
+    report = unmounted.check()
+    if ended == "killed":
+        assert (report.clean, report.notes) == (True, {"leftovers": 1})
+    else:
+        assert report.errors == {"unsent-data": 1}
+        unmounted.repair()
+        assert unmounted.read("unsynced") == errno.EIO

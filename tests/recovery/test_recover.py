@@ -12,18 +12,25 @@ import pytest
 import trio
 import trio.testing
 
-from stashcordfs.crypto.keys import KIND_CHECKPOINT, KIND_MANIFEST, KIND_SEGMENT, object_id_of
+from stashcordfs.crypto.keys import (
+    KIND_CHECKPOINT,
+    KIND_CLAIM,
+    KIND_MANIFEST,
+    KIND_SEGMENT,
+    object_id_of,
+)
 from stashcordfs.daemon.assembly import Telling
-from stashcordfs.errors import FsError, StashcordError, StoreError
+from stashcordfs.errors import DiscordUnavailable, FsError, JournalError, StashcordError, StoreError
 from stashcordfs.journal import Journal
 from stashcordfs.recovery.chain import Fork
 from stashcordfs.recovery.rebuild import rebuild_from_packs
 from stashcordfs.recovery.recover import NothingFound, Recovery
 from stashcordfs.store.record import PostedRecord
 from stashcordfs.store.sealed import seal_object
-from stashcordfs.store.segment import Segment, encode_segment
-from stashcordfs.types import ROOT_INO, Limits
+from stashcordfs.store.segment import Claim, Segment, encode_claim, encode_segment
+from stashcordfs.types import ROOT_INO, Attributes, Ino, Limits
 from stashcordfs.vfs.checkpointing import CheckpointSettings
+from stashcordfs.vfs.orphans import SPARED
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "vfs"))
 from harness import BLOCK, KEYS, FaultyStore, until, volume
@@ -381,6 +388,108 @@ async def test_packs_alone_bring_names_and_contents_back(clock, tmp_path, channe
         assert made >> 40 == outcome.writer_epoch == 2
 
 
+async def test_who_rebuilds_from_packs_comes_after_every_writer_before(clock, tmp_path) -> None:
+    """Whatever inode numbers tell: a writer may have made no file."""
+    store = FaultyStore(tmp_path / "store")
+    async with volume(tmp_path / "old", other_store=store) as v:
+        await v.make(b"file", b"content")
+        await v.fs.sync_remote()
+    for epoch in (4, 5):
+        claim = Claim(bytes(16), epoch, 0, GENESIS, 10**18, "elsewhere")
+        made = seal_object(KEYS, KIND_CLAIM, 0, encode_claim(claim))
+        await store.put([made], nonce=f"claim-{epoch}")
+    outcome = await rebuild_from_packs(
+        store, KEYS, tmp_path / "journal.sqlite", channels=[1], block_bytes=BLOCK,
+        progress=lambda *_: None,
+    )  # fmt: skip
+    assert outcome.writer_epoch == 6
+
+
+async def test_a_journal_rebuilt_from_packs_has_its_changes_in_pieces(clock, tmp_path) -> None:
+    """One change of everything would be more than a segment, and than memory, can hold."""
+    journal = Journal.create(tmp_path / "journal.sqlite", clock_ns=lambda: 1, uid=0, gid=0)
+    before = journal.last_change
+    await journal.adopt_nodes(
+        (Attributes(Ino(n), 0o100644, 0, 0, 0, 0, 0, 1, 1, 1), [(ROOT_INO, b"%d" % n)])
+        for n in range(100, 2000)
+    )
+    journal.commit()
+    assert journal.last_change - before > 3
+    assert (await journal.lookup(ROOT_INO, b"1999")).nlink == 1
+    journal.close()
+
+
+async def test_content_without_a_name_is_whole_under_lost_and_found(
+    clock, tmp_path, monkeypatch
+) -> None:
+    async def none(*_):
+        return []
+
+    content = {}
+    async with volume(tmp_path / "old") as v:
+        before = await v.fs.mkdir(ROOT_INO, b"lost+found", 0o700, 0, 0)  # of an earlier recovery
+        await v.make(b"found", b"named", parent=before.ino)
+        await v.fs.sync_remote()
+        content[b"/lost+found~%d/found" % before.ino] = b"named"
+        monkeypatch.setattr("stashcordfs.vfs.uploading.file_notes", none)
+        for n in range(3):
+            data = os.urandom(n * BLOCK + 100)
+            content[b"/lost+found/inode-%d" % await v.make(b"file-%d" % n, data)] = data
+        await v.fs.sync_remote()
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "store").symlink_to(tmp_path / "old" / "store")
+    outcome = await rebuild_from_packs(
+        FaultyStore(new / "store"), KEYS, new / "journal.sqlite", channels=[1],
+        block_bytes=BLOCK, progress=lambda *_: None,
+    )  # fmt: skip
+    assert "3 names are lost: see lost+found" in outcome.notes
+    async with volume(new) as v:
+        found = await tree(v)
+        assert {path: found[path][1] for path in content} == content
+
+
+async def test_a_network_that_goes_ends_a_recovery_with_its_words(
+    clock, tmp_path, channel, monkeypatch
+) -> None:
+    async def gone(*_):
+        raise DiscordUnavailable("no network", offline=True)
+
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        for n in range(3):
+            await v.make(b"file-%d" % n, os.urandom(1000 + n))
+            await v.fs.sync_remote()
+    store = FaultyStore(tmp_path / "old" / "store")
+    for one in (channel, store):
+        monkeypatch.setattr(one, "fetch", gone)
+    with pytest.raises(DiscordUnavailable, match="no network"):
+        await recovery(channel, tmp_path / "work").find()
+    with pytest.raises(DiscordUnavailable, match="no network"):
+        await rebuild_from_packs(
+            store, KEYS, tmp_path / "journal.sqlite", channels=[1], block_bytes=BLOCK,
+            progress=lambda *_: None,
+        )  # fmt: skip
+
+
+async def test_a_full_disk_ends_a_rebuild_from_packs_with_its_words(
+    clock, tmp_path, monkeypatch
+) -> None:
+    def full(*_):
+        raise JournalError("journal: the disk is full")
+
+    async with volume(tmp_path / "old") as v:
+        for n in range(3):
+            await v.make(b"file-%d" % n, os.urandom(1000 + n))
+            await v.fs.sync_remote()
+    monkeypatch.setattr("stashcordfs.journal.gathered.Gathered.add", full)
+    with pytest.raises(JournalError, match="full"):
+        await rebuild_from_packs(
+            FaultyStore(tmp_path / "old" / "store"), KEYS, tmp_path / "journal.sqlite",
+            channels=[1], block_bytes=BLOCK, progress=lambda *_: None,
+        )  # fmt: skip
+    assert not list(tmp_path.glob("journal.sqlite*"))
+
+
 async def test_a_pack_that_is_lost_costs_its_blocks_alone(clock, tmp_path, channel) -> None:
     async with volume(tmp_path / "old") as v:
         for n in range(3):
@@ -396,6 +505,9 @@ async def test_a_pack_that_is_lost_costs_its_blocks_alone(clock, tmp_path, chann
         progress=lambda *_: None,
     )  # fmt: skip
     assert "1 packs could not be read" in outcome.notes
+    journal = Journal.open(tmp_path / "new" / "journal.sqlite", clock_ns=lambda: 1)
+    assert await journal.get_local(SPARED)  # it is no orphan
+    journal.close()
     (tmp_path / "new" / "store").symlink_to(tmp_path / "old" / "store")
     async with volume(tmp_path / "new") as v:
         assert sorted(await tree(v)) == [b"/file-0", b"/file-2"]

@@ -300,6 +300,16 @@ def test_a_message_is_hidden_for_some_time(api):
     assert listed(api) == [later, made]
 
 
+def test_own_messages_are_shown_as_another_bot_s(api):
+    made = api.post(BLOB).json()
+    api.sandbox.faults({"kind": "foreign", "times": 2})
+    for shown in (api("GET", api.messages).json()[0], api("GET", f"{api.messages}/{made['id']}")):
+        one = shown if isinstance(shown, dict) else shown.json()
+        assert (one["id"], one["attachments"], one["content"]) == (made["id"], [], "")
+        assert one["author"]["id"] != made["author"]["id"]
+    assert api("GET", f"{api.messages}/{made['id']}").json()["attachments"]
+
+
 def test_without_history_lists_and_pins_are_empty(api):
     made = api.post(BLOB).json()["id"]
     api("PUT", f"{api.messages}/pins/{made}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import httpx
 import pytest
+
+from stashcordfs.sandbox.__main__ import main
 
 AGENT = "DiscordBot (https://example.invalid, 1)"
 
@@ -91,3 +95,16 @@ def test_another_bot_sees_no_content_without_the_intent_and_edits_only_its_own(s
     assert http.get(f"{path}/{made['id']}", headers=theirs).json()["content"] == "x"
     sandbox.restart()
     assert http.get("/users/@me", headers=theirs).status_code == 200
+
+
+def test_what_hinders_the_start_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="file: File exists"):
+        main(["--dir", str(tmp_path / "file")])
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"127.0.0.1:{port}: Address already in use"):
+            main(["--dir", str(tmp_path / "new"), "--port", port])
+    with pytest.raises(SystemExit):
+        main(["--port", "99999"])
+    assert "0 to 65535" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from typing import Any
 
 from mounted import NAME, DemoVolume
 
-TREE_FILES = 20_000
+TREE_FILES = 24_000
 _MARGIN_S = 1.0  # a group commit, and the answer of `status`
 _SIZES = {0: 2, 10: 3, 400: 6, 4_000: 6, 30_000: 3, 300_000: 0.2}  # bytes: how often
 _BURST, _PAUSE_S = (50, 600), (0.0, 1.0)
@@ -64,14 +64,18 @@ def soak_recover(
     seed: int,
     files: int = TREE_FILES,
     shortest_s: float = 5.0,
-    longest_s: float = 90.0,
+    longest_s: float = 160.0,
     state: Path | None = None,
+    commit: str = "",
 ) -> Result:
-    """`state` keeps what was found so far: after an interruption it goes on with the next round."""
+    """`state` keeps what was found so far: after an interruption it goes on with the next round.
+
+    If seed and commit are the same, that is.
+    """
     result = Result()
     if state is not None and state.exists():
         kept = json.loads(state.read_text())
-        if kept.pop("seed") == seed:
+        if (kept.pop("seed"), kept.pop("commit", "")) == (seed, commit):
             result = Result(**kept)
     for number in range(result.rounds, rounds):
         chance = random.Random(seed * 1000 + number)
@@ -79,7 +83,7 @@ def soak_recover(
         _round(folder / f"round-{number}", chance, for_s, files, result)
         result.rounds += 1
         if state is not None:
-            state.write_text(json.dumps({**result.as_json(), "seed": seed}))
+            state.write_text(json.dumps({**result.as_json(), "seed": seed, "commit": commit}))
     if state is not None:
         state.unlink(missing_ok=True)
     return result

@@ -79,7 +79,9 @@ def main() -> int:
         result = (
             _garbage(folder, options.seed, commit, options.state)
             if options.which == "garbage"
-            else recovering.soak_recover(folder, rounds=20, seed=options.seed, state=options.state)
+            else recovering.soak_recover(
+                folder, rounds=20, seed=options.seed, state=options.state, commit=commit
+            )
             if options.which == "recover"
             else uploads.soak_uploads(folder, uploads=1000, seed=options.seed)
             if options.which == "uploads"

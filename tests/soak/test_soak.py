@@ -15,6 +15,7 @@ from garbage import soak_garbage
 from mounted import fuse_missing
 from offline import MIB, overtaken, soak_offline
 from recovering import soak_recover
+from scale import soak_scale
 from served import served
 from uploads import KINDS, soak_uploads
 
@@ -51,6 +52,17 @@ def test_what_was_told_before_a_machine_was_lost_is_back(tmp_path):
     assert result.problems == []
     assert result.told > 0
     assert result.back > 0
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(bool(fuse_missing()), reason=fuse_missing() or "fuse")
+def test_a_volume_of_many_files_comes_back_row_by_row(tmp_path):
+    result = soak_scale(tmp_path / "volume", files=2000, seed=5, hurried=True)
+
+    assert result.problems == []
+    assert result.steps["checkpoint"]["parts"] == 1
+    assert result.steps["recover"]["changes"] > 0
+    assert result.steps["recover_from_packs"]["inodes"] > 1900
 
 
 @pytest.mark.parametrize("how", ["groups", "random"])

@@ -296,3 +296,14 @@ async def test_a_block_too_large_for_the_limits_is_refused() -> None:
 def test_crypto_errors_of_keys_do_not_pass_as_such() -> None:
     with pytest.raises(CryptoError):
         KEYS.object_key(4, FIXED, b"pack")
+
+
+def test_a_chunk_of_the_pack_is_named_in_one_way() -> None:
+    pack = build(b"hello")
+    [ref] = pack.chunks
+    mine = Reference(Ino(7), 0, 1, ref.chunk_id, 5)
+    plain = table.encode(table.Table(pack.chunks, [mine]))
+    assert plain[-1:] == b"\1"
+    by_id = plain[:-1] + b"\0" + ref.chunk_id
+    with pytest.raises(ObjectCorrupt, match="another way"):
+        table.decode(by_id, pack=pack.object_id, epoch=0, first_offset=24)

@@ -40,6 +40,7 @@ def fuse_missing() -> str:
 
 class DemoVolume:
     options: tuple[str, ...] = ()
+    mount_within_s = 120.0
 
     def __init__(
         self,
@@ -48,16 +49,18 @@ class DemoVolume:
         settings: Mapping[str, str] | None = None,
         server: list[str],
         strong_keys: bool = False,
+        again: bool = False,
     ) -> None:
         """Start the sandbox and make the volume, not mounted yet. `settings` by name.
 
-        `strong_keys`: with key slots that cost what a user's do.
+        `strong_keys`: with key slots that cost what a user's do. `again`: the folder is one that
+        was used before, and its volume is taken up; the passphrase must be among the settings.
         """
         self.folder = folder
         self.mountpoint = folder / "mnt"
         self.state = folder / "state"
         self.server_folder = folder / "server"
-        self.mountpoint.mkdir(parents=True)
+        self.mountpoint.mkdir(parents=True, exist_ok=again)
         self._server_options = server
         self.start_server()
         try:
@@ -71,10 +74,11 @@ class DemoVolume:
                 "STASHCORDFS_API_URL": str(self.server["api_url"]),
                 **{f"STASHCORDFS_{k.upper()}": v for k, v in (settings or {}).items()},
             }
-            self.command(
-                "mkfs", NAME, "--channel", str(self.server["channel_ids"][0]),
-                program=COMMAND if strong_keys else QUICK_MKFS,
-            )  # fmt: skip
+            if not again:
+                self.command(
+                    "mkfs", NAME, "--channel", str(self.server["channel_ids"][0]),
+                    program=COMMAND if strong_keys else QUICK_MKFS,
+                )  # fmt: skip
         except BaseException:
             self.end_server()
             raise
@@ -128,7 +132,10 @@ class DemoVolume:
         return done.stdout
 
     def mount(self, *options: str) -> None:
-        self.command("mount", *self.options, *options, NAME, str(self.mountpoint), timeout_s=120)
+        self.command(
+            "mount", *self.options, *options, NAME, str(self.mountpoint),
+            timeout_s=self.mount_within_s,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def server_halted(self) -> Iterator[None]:

@@ -99,6 +99,11 @@ async def check_kept(v, kept) -> None:
         assert await v.read((await v.fs.lookup(folder.ino, name)).ino) == data
 
 
+def recovery_of(store, work) -> Recovery:
+    work.mkdir()
+    return Recovery(store=store, keys=KEYS, genesis=GENESIS, folder=work, progress=lambda *_: None)
+
+
 async def test_a_purged_file_is_found_nowhere_and_the_others_are_whole(clock, tmp_path) -> None:
     state = tmp_path / "state"
     async with volume(state, telling=told()) as v:
@@ -119,14 +124,10 @@ async def test_a_purged_file_is_found_nowhere_and_the_others_are_whole(clock, tm
         assert done.still_served == 0
         await v.blocks.evict(at_least=1 << 30)
         await check_kept(v, kept)
+        await recovery_of(v.store, tmp_path / "at once").find()
         await v.make(b"after", b"goes on")
         await v.fs.sync_remote()
-        store = v.store
-        work = tmp_path / "work"
-        work.mkdir()
-        recovery = Recovery(
-            store=store, keys=KEYS, genesis=GENESIS, folder=work, progress=lambda *_: None
-        )
+        recovery = recovery_of(v.store, tmp_path / "work")
         new = tmp_path / "new"
         new.mkdir()
         await recovery.build(await recovery.find(), new / "journal.sqlite")

@@ -19,7 +19,7 @@ from stashcordfs.types import PAGE_BYTES, ROOT_INO
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cuts
-from harness import BLOCK, volume
+from harness import BLOCK, inline, volume
 
 
 @pytest.mark.parametrize("seed", range(0, 24, 6))
@@ -169,6 +169,53 @@ async def test_synced_bytes_of_an_earlier_run_go_after_the_journals_word(
         assert events == ["sync", "cut to 9000"]
 
 
+@pytest.mark.parametrize("synced", [False, True])
+@pytest.mark.parametrize("size", [100, PAGE_BYTES, BLOCK + 100])
+async def test_a_kill_at_any_step_of_a_cut_leaves_the_old_file_or_the_new(
+    clock, tmp_path, monkeypatch, size, synced
+) -> None:
+    """Between the commit and the mark too: neither may speak of pages that the other denies."""
+    old, moments = os.urandom(2 * BLOCK), []
+    async with volume(tmp_path / "s") as v:
+        ino = await v.make(b"a", os.urandom(2 * BLOCK))
+        await v.fs.sync_remote()
+        await v.blocks.evict(1 << 30)  # what is not marked comes from Discord
+        v.store.offline = True
+        fh = await v.fs.open(ino, 2)
+        await v.write(fh, 0, old)
+        await (v.fs.fsync(fh, False) if synced else v.durability.commit())
+        disk = cuts.Disk(tmp_path / "s")
+
+        def killed_around(place, name) -> None:
+            call = getattr(place, name)
+
+            def around(*args, **more):
+                for when in ("before", "after"):
+                    if when == "after":
+                        result = call(*args, **more)
+                    moments.append(f"{len(moments)}, {when} {name}")
+                    disk.cut(tmp_path / moments[-1], random.Random(0), power=False)
+                return result
+
+            monkeypatch.setattr(place, name, around)
+
+        killed_around(v.journal, "commit")
+        killed_around(v.blocks._marks, "update")
+        killed_around(v.blocks.files, "resize")
+        await v.fs.setattr(ino, size=size)
+        monkeypatch.undo()
+        monkeypatch.setattr(trio.to_thread, "run_sync", inline)
+        await v.fs.release(fh)
+
+    assert len(moments) >= 4
+    for moment in moments:
+        async with volume(tmp_path / moment, upload=False) as v:
+            found = await v.read(ino)
+            assert found in (old, old[:size]), moment
+            await v.fs.setattr(ino, size=2 * BLOCK)  # nothing that was cut comes back
+            assert await v.read(ino) == found.ljust(2 * BLOCK, b"\0"), moment
+
+
 async def test_what_was_not_synced_never_shows_through_a_hole(clock, tmp_path) -> None:
     async with volume(tmp_path, upload=False) as v:
         fh, made = await v.fs.create(ROOT_INO, b"a", 0o644, 2, 0, 0)
@@ -247,7 +294,7 @@ async def test_after_a_power_cut_no_dirty_block_counts_as_whole_by_an_old_row(
         await v.fs.release(fh)
     for power_lost in (True, False):
         async with volume(tmp_path, power_lost=power_lost, upload=False) as v:
-            assert await v.journal.cached_all() == []
+            assert await v.journal.cached_page(-1, 10) == []
     async with volume(tmp_path, upload=False) as v:
         assert await v.read(ino) == b"n" * PAGE_BYTES + data[PAGE_BYTES:]
 

@@ -15,6 +15,7 @@ from stashcordfs.daemon.control import Control
 from stashcordfs.daemon.mounted import Parts, Report
 from stashcordfs.discord.client import ClientStats
 from stashcordfs.errors import DiscordUnavailable, ObjectCorrupt, OutcomeUnknown, TokenRejected
+from stashcordfs.recovery.verify import State
 from stashcordfs.types import ROOT_INO
 from stashcordfs.vfs import settling
 from stashcordfs.vfs.uploading import UploadSettings
@@ -321,7 +322,7 @@ async def test_status_and_metrics_tell_what_is_unsettled_and_since_when(clock, t
             stats=ClientStats(), client=SimpleNamespace(gate=SimpleNamespace(rejected=False)),
             token=None, token_watch=SimpleNamespace(status=dict),
             sleep=SimpleNamespace(suspends=0), report=Report(), nursery=v.nursery,
-            verifier=SimpleNamespace(damaged_blocks=0),
+            verifier=SimpleNamespace(state=State()),
         )  # fmt: skip
         assert parts.status()["unsettled"] == 0
         assert parts.status()["unsettled_since"] == ""

@@ -27,6 +27,7 @@ import trio
 from stashcordfs.errors import JournalError, LocalDiskError
 from stashcordfs.journal.sqlite import checksums, schema
 from stashcordfs.journal.sqlite.recording import Recorder
+from stashcordfs.journal.sqlite.reserve import Reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 GROUP_OPERATIONS = 512
 _CHECKPOINT_PAGES = 1000  # a WAL under 4 MiB is left alone
+_RESTART_PAGES = 16 << 10  # one of 64 MiB is to begin anew
+_LAST_PAGES = 2000  # so much may be copied on the loop
 _CHANGESET_BYTES = 1 << 20  # a group ends early here, as a segment takes whole groups
 _LAST_CHANGE = """
 SELECT max((SELECT coalesce(max(id), 0) FROM changes),
@@ -145,6 +148,7 @@ class Database:
         self._poison: LocalDiskError | None = None
         self._syncing: trio.Event | None = None
         self._wal = -1
+        self.reserve = Reserve(path)
         self._execute = self._connection.execute
         self._recorder = Recorder(self._connection)
         self._unstored: list[bytes] = []
@@ -231,6 +235,7 @@ class Database:
             self._start()
         if not self._written:
             self._written = True
+            self.reserve.refill()
             self._recorder.begin()
             if self.written is not None:
                 self.written()
@@ -241,13 +246,15 @@ class Database:
         A full or failing disk may have made SQLite take back the whole group, with operations that
         were answered already: then nothing more is written, as memory and journal differ.
         """
-        self.rollbacks += 1
         if self._lost():
+            self.rollbacks += 1
             return
         self.run("ROLLBACK TO op")
         self.run("RELEASE op")
-        if wrote and self.undone is not None:
-            self.undone()
+        if wrote:  # a refusal has written nothing, and what is in memory stays right
+            self.rollbacks += 1
+            if self.undone is not None:
+                self.undone()
 
     def _lost(self) -> bool:
         if not self._open or self._connection.in_transaction:
@@ -353,25 +360,47 @@ class Database:
         os.fdatasync(self._wal)
 
     async def checkpoint(self) -> None:
-        """Copy a long WAL back into the database, by a second connection in a thread."""
-        self.commit()  # an open read holds back what may be copied, and the WAL's new start
-        await trio.to_thread.run_sync(self._checkpoint)
+        """Copy a long WAL back into the database, by a second connection in a thread.
 
-    def _checkpoint(self) -> None:
+        SQLite begins the WAL anew when everything in it was copied, and while the loop goes on
+        writing there is always something that was not. So the last pages of a very long one are
+        copied here: else it would grow for as long as somebody writes, and look-ups slow down.
+        """
+        self.commit()  # an open read holds back what may be copied, and the WAL's new start
+        pages, _ = await trio.to_thread.run_sync(self._checkpoint)
+        if pages < _RESTART_PAGES:
+            return
+        self.commit()
+        pages, copied = await trio.to_thread.run_sync(self._checkpoint)
+        self.commit()
+        if pages - copied < _LAST_PAGES:  # else a reader holds it back
+            self._copy_back(self._connection)
+
+    def _checkpoint(self) -> tuple[int, int]:
+        """How many pages the WAL has, and how many of them are copied; of a short one none."""
         wal = Path(f"{self.path}-wal")
         if not wal.exists() or wal.stat().st_size < _CHECKPOINT_PAGES * 4096:
-            return
+            return 0, 0
         second = None
         try:
             second = apsw.Connection(str(self.path))
             # It must read first: a connection learns of the WAL by reading.
             second.execute("SELECT count(*) FROM volume").fetchall()
-            second.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            return self._copy_back(second)
         except apsw.Error as error:
             log.warning("checkpoint of the WAL failed: %s", error)
+            return 0, 0
         finally:
             if second is not None:
                 second.close()
+
+    @staticmethod
+    def _copy_back(connection: apsw.Connection) -> tuple[int, int]:
+        try:
+            return connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error as error:
+            log.warning("checkpoint of the WAL failed: %s", error)
+            return 0, 0
 
     def scrub(self) -> None:
         """Leave nothing in the file and its WAL of what was deleted. JournalError, LocalDiskError.
@@ -390,6 +419,7 @@ class Database:
         except apsw.Error as error:
             raise _ours(error) from error
         finally:
+            self.reserve.forget()
             self.run("PRAGMA secure_delete = 0")
 
     def close(self) -> None:
@@ -399,6 +429,7 @@ class Database:
         finally:
             self._recorder.drop()
             self._connection.close()
+            self.reserve.close()
             if self._wal >= 0:
                 os.close(self._wal)
                 self._wal = -1

@@ -65,6 +65,8 @@ class SqliteEngine:
         self.inodes = self.bytes = self.stored = 0  # `stored` without what is in the trash
         self.trash_inodes = self.trash_bytes = 0
         self.trash_parents: Counts[int] = Counts()  # how many of a folder's are there
+        self.grown: set[int] = set()  # those with a row in `synced_sizes`
+        self.has_xattrs = False  # whether there ever was one: most volumes have none
         self._known: dict[Ino, Attributes] = {}
         self._seen_rollbacks = database.rollbacks
         self.recount()
@@ -87,6 +89,8 @@ class SqliteEngine:
         self.stored = stored - self.trash_bytes
         parents = self._db.all("SELECT parent, count(*) FROM trash GROUP BY parent")
         self.trash_parents = Counts(dict(parents))
+        self.grown = {row[0] for row in self._db.all("SELECT ino FROM synced_sizes")}
+        self.has_xattrs = self._db.one("SELECT 1 FROM xattrs LIMIT 1") is not None
 
     def inode(self, ino: Ino) -> Attributes | None:
         """The inode, or None. Those asked for lately are in memory: the kernel asks in bursts."""
@@ -169,12 +173,32 @@ class SqliteEngine:
         if not gone:
             return  # done before
         self.stored -= gone[0][0]
-        self._db.run("DELETE FROM xattrs WHERE ino = ?", (ino,))
+        if self.has_xattrs:
+            self._db.run("DELETE FROM xattrs WHERE ino = ?", (ino,))
         if stat.S_ISLNK(found.mode):
             self._db.run("DELETE FROM symlinks WHERE ino = ?", (ino,))
         self.inodes -= 1
         if stat.S_ISREG(found.mode):
             self.bytes -= found.size
+
+    def put_xattr(self, ino: Ino, name: bytes, value: bytes | None) -> None:
+        """Store an extended attribute; None removes it."""
+        if value is None:
+            self._db.run("DELETE FROM xattrs WHERE ino = ? AND name = ?", (ino, name))
+        else:
+            self._db.run("INSERT OR REPLACE INTO xattrs VALUES (?,?,?)", (ino, name, value))
+            self.has_xattrs = True
+
+    def put_synced_size(self, ino: Ino, size: int) -> None:
+        """Of a file that has grown, so many bytes are on the disk."""
+        self._db.run("INSERT OR REPLACE INTO synced_sizes VALUES (?,?)", (ino, size))
+        self.grown.add(ino)
+
+    def drop_synced_size(self, ino: Ino) -> None:
+        """All of the file is on the disk, or it is forgotten."""
+        if ino in self.grown:
+            self._db.run("DELETE FROM synced_sizes WHERE ino = ?", (ino,))
+            self.grown.discard(ino)
 
     def is_trashed(self, ino: Ino) -> bool:
         """Whether an inode without a name is in the trash."""

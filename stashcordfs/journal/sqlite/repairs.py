@@ -32,6 +32,7 @@ from stashcordfs.journal.sqlite.checks import (
 )
 from stashcordfs.journal.sqlite.database import prepare_apsw
 from stashcordfs.journal.sqlite.inspection import Inspection, readable
+from stashcordfs.journal.sqlite.telling_repairs import mend_telling
 from stashcordfs.types import DAMAGED_CHUNK, ROOT_INO
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Repairs:
         self._orphans()
         self._counts()
         self._trash()
+        for text in mend_telling(self._look):
+            self._say(text)
         if self.done:  # no segment holds what was changed here
             self._run("INSERT OR REPLACE INTO local VALUES ('checkpoint_wanted', 1)")
 
@@ -427,7 +430,8 @@ class Repairs:
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[apsw.Connection]:
+def writable(path: Path) -> Iterator[apsw.Connection]:
+    """A connection of its own to a journal that nobody has open."""
     prepare_apsw()
     connection = apsw.Connection(str(path))
     try:
@@ -443,7 +447,7 @@ def mend(path: Path, block_bytes: int, lost: Iterable[LostFile] = ()) -> list[st
     volume's lock and has copied the journal.
     """
     try:
-        with _writable(path) as connection:
+        with writable(path) as connection:
             connection.pragma("synchronous", "full")
             with connection:
                 repairs = Repairs(Inspection(connection), block_bytes)
@@ -460,17 +464,7 @@ def mend(path: Path, block_bytes: int, lost: Iterable[LostFile] = ()) -> list[st
 def rebuild_indexes(path: Path) -> None:
     """Make all indexes anew from the tables. JournalError when the tables cannot be read."""
     try:
-        with _writable(path) as connection:
+        with writable(path) as connection:
             connection.execute("REINDEX")
     except apsw.Error as error:
         raise JournalError(f"the journal's indexes cannot be made anew: {error}") from error
-
-
-def forget_cached(path: Path, blocks: Sequence[tuple[int, int]]) -> None:
-    """Blocks (inode, index) that are not here as they should be: fetched anew when read."""
-    try:
-        with _writable(path) as connection, connection:
-            for block in blocks:
-                connection.execute("DELETE FROM cached WHERE ino = ? AND idx = ?", block)
-    except apsw.Error as error:
-        raise JournalError(f"the journal {path} cannot be mended: {error}") from error

@@ -9,6 +9,7 @@ no schema, and nothing can be read.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -16,6 +17,7 @@ import apsw
 from stashcordfs.errors import JournalError
 from stashcordfs.journal.sqlite import checksums, schema
 from stashcordfs.journal.sqlite.database import prepare_apsw
+from stashcordfs.journal.sqlite.telling_checks import GIVEN, LOST_CHANGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,8 @@ _FROM_INDEX = {
     # WITHOUT ROWID: this index holds all columns of the table.
     "dirents": "SELECT parent, name, cookie, ino FROM dirents INDEXED BY dirents_order",
 }
+
+_LOSE_CHANGES = f"INSERT INTO changes SELECT coalesce(({GIVEN}), 0) + 1, ?, ?"
 
 Row = tuple[Any, ...]
 
@@ -55,7 +59,8 @@ def salvage(damaged: Path, new: Path) -> dict[str, int]:
             target.pragma("user_version", schema.VERSION)
             target.pragma("application_id", schema.APPLICATION_ID)
             made = target.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
-            # A run of changes with gaps is worth nothing: a checkpoint tells Discord instead.
+            # A run of changes with gaps is worth nothing: a checkpoint tells Discord instead, and
+            # nobody is led past them without it.
             target.execute(schema.WANT_CHECKPOINT)
             for table in [str(row[0]) for row in made]:
                 if table in tables and table != "changes":
@@ -65,6 +70,8 @@ def salvage(damaged: Path, new: Path) -> dict[str, int]:
                 source.execute("PRAGMA checksum_verification = 0")
                 for table in found:
                     found[table] += _copy(source, target, table)
+            target.execute(schema.DOUBT)
+            target.execute(_LOSE_CHANGES, (time.time_ns(), LOST_CHANGES))
     finally:
         source.close()
         target.close()

@@ -12,6 +12,7 @@ machine; at its end the manifest goes up. boto3 is sync: it works in threads.
 from __future__ import annotations
 
 import importlib
+import logging
 import stat
 from contextlib import contextmanager
 from hashlib import sha256
@@ -26,6 +27,8 @@ from stashcordfs.recovery.export.manifest import Copied, Entry, Log, Manifest
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
 _MOST_KEY_BYTES = 1024  # S3's own limit
@@ -68,6 +71,27 @@ class BucketTarget:
         self._log.begin(manifest)
         if manifest.copied:
             self._list()
+        self._abort_leftovers()
+
+    def _abort_leftovers(self) -> None:
+        """End uploads in parts that a killed run has left: they are paid for, and shown nowhere.
+
+        Only those of keys that an export makes. A server that has no such list, or gives no right
+        to it, hinders no copy.
+        """
+        ours = tuple(f"{self._prefix}{part}" for part in ("tree/", "odd/", MANIFEST))
+        try:
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix
+            )
+            left = [up for page in pages for up in page.get("Uploads", ())]
+            for up in left:
+                if up["Key"].startswith(ours):
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=up["Key"], UploadId=up["UploadId"]
+                    )
+        except self._client.exceptions.ClientError as error:
+            log.info("unfinished uploads of an earlier run stay: %s", error)
 
     def _list(self) -> None:
         """What is there: a thousand objects a request."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
-from stashcordfs.errors import FsError, StashcordError, UsageError
+from stashcordfs.errors import FsError, StashcordError, UsageError, first_of
 from stashcordfs.journal.inspection import readable
 from stashcordfs.recovery.export.manifest import Copied, Entry, Manifest
 
@@ -156,7 +156,7 @@ class Copy:
                     nursery.start_soon(self._work, receive.clone())
                 await self._walk(send)
         except BaseExceptionGroup as group:
-            raise _first_of(group) from group
+            raise first_of(group) from group
         for entry in self._links:
             await self._guarded(entry, self._link)
         if self._delete:
@@ -324,12 +324,3 @@ def _kind(entry: Entry) -> str:
     if stat.S_ISREG(entry.mode):
         return "files"
     return "folders" if stat.S_ISDIR(entry.mode) else "others"
-
-
-def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one that matters: our own error before all else."""
-    ours, _ = group.split(StashcordError)
-    found: BaseException = ours or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
