@@ -133,13 +133,13 @@ class Changes(Outbox):
         return settled
 
     async def lose_blocks(
-        self, dirty: Iterable[tuple[Ino, int]], block_bytes: int
+        self, dirty: Iterable[tuple[Ino, int]], block_bytes: int, *, cut: bool = True
     ) -> tuple[list[Lost], list[tuple[Ino, int]]]:
         """Do without blocks (inode, index, in order) that Discord does not have: lost, and older.
 
         What never reached Discord is an error when it is read, never zeros. Only where a file had
-        grown at its end, it ends where its content ends. Of older blocks Discord has what they were
-        before.
+        grown at its end, it ends where its content ends, if `cut`. Of older blocks Discord has what
+        they were before.
         """
         lost: list[Lost] = []
         older: list[tuple[Ino, int]] = []
@@ -148,7 +148,9 @@ class Changes(Outbox):
             if found is None:
                 continue
             before = len(lost) + len(older)
-            await self._lose(found, [index for _, index in group], block_bytes, lost, older)
+            await self._lose(
+                found, [index for _, index in group], block_bytes, lost, older, cut=cut
+            )
             if not found.nlink and (more := len(lost) + len(older) - before):
                 with self._db.operation:
                     self._db.run("UPDATE trash SET lost = lost + ? WHERE ino = ?", (more, ino))
@@ -161,6 +163,8 @@ class Changes(Outbox):
         block_bytes: int,
         lost: list[Lost],
         older: list[tuple[Ino, int]],
+        *,
+        cut: bool,
     ) -> None:
         for index in indexes:
             ino = found.ino
@@ -173,7 +177,7 @@ class Changes(Outbox):
             beyond = self._db.one(
                 "SELECT 1 FROM chunk_list WHERE ino = ? AND idx > ? LIMIT 1", (ino, index)
             )
-            if valid and not beyond:
+            if cut and valid and not beyond:
                 size = index * block_bytes + valid
                 lost.append(Lost(ino, index, found.size - size, cut=True))
                 with self._db.operation:

@@ -11,6 +11,7 @@ and the rules for what an earlier run has left:
 from __future__ import annotations
 
 import errno
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -22,10 +23,12 @@ from stashcordfs.vfs.live import Dirty, Live
 from stashcordfs.vfs.room import CacheLimits, Room
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from stashcordfs.cache import LocalFiles, Marks
     from stashcordfs.journal import Journal
+
+log = logging.getLogger(__name__)
 
 _VERSIONS_AT_ONCE = 1 << 20
 _ROWS_AT_ONCE = 4096
@@ -145,14 +148,37 @@ class BlockTable:
                 synced=rows.get((mark.ino, mark.index), 0),
             )  # fmt: skip
         await self.journal.lose_trashed(nameless, self.block_bytes)
+        await self._lose_synced(
+            [(ino, index, version) for (ino, index), version in rows.items()], on_disk
+        )
         self._forget_idle()
+
+    async def _lose_synced(
+        self, rows: Iterable[tuple[Ino, int, int]], on_disk: dict[tuple[Ino, int], int]
+    ) -> None:
+        """Blocks (inode, index, version) that were synced, and whose local file has gone.
+
+        Somebody has removed it, or the disk has: we remove one after the journal has forgotten its
+        blocks, and both are durable. Reading them is an error, never zeros or a file cut short.
+        """
+        for ino, index, version in sorted(rows):
+            live = await self.enter(ino, required=False)
+            start = index * self.block_bytes
+            if live is None or live.key in on_disk or start >= live.size or index in live.dirty:
+                continue
+            await self.journal.lose_blocks([(ino, index)], self.block_bytes, cut=False)
+            await self.journal.drop_dirty(ino, [(index, version)])
+            path = (await self.journal.told_path(ino)).decode(errors="backslashreplace")
+            log.error("synced bytes at %d are gone with their local file path=%s", start, path)
 
     async def _load_synced(self, on_disk: dict[tuple[Ino, int], int]) -> None:
         for mark in list(self._marks):
             self._marks.release(mark.slot)
         await self._fall_back()
         nameless = []
-        for ino, index, version, pages in await self.journal.all_dirty():
+        rows = await self.journal.all_dirty()
+        await self._lose_synced([row[:3] for row in rows], on_disk)
+        for ino, index, version, pages in rows:
             live = await self.enter(ino, required=False)
             if live is None:
                 nameless.append((ino, index))

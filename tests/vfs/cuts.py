@@ -37,6 +37,7 @@ from model import Cut, State, allowed  # noqa: E402
 from pages import PAGE_BYTES, PageMaker  # noqa: E402
 
 from stashcordfs.cache import LocalFiles  # noqa: E402
+from stashcordfs.errors import ContentLost  # noqa: E402
 from stashcordfs.journal.sqlite.database import Database  # noqa: E402
 from stashcordfs.vfs.uploading import UploadSettings  # noqa: E402
 
@@ -292,7 +293,11 @@ async def _check(
     verdict = Verdict()
     async with volume(aside, power_lost=cut.power, upload=False) as v:
         for name, file in start.names.items():
-            data = await v.read(await v.fs.resolve(name.encode()))
+            try:
+                data = await v.read(await v.fs.resolve(name.encode()))
+            except ContentLost as error:
+                verdict.wrong.append(f"{name}: {error}")
+                continue
             (out / name).write_bytes(data)
             may = allowed(file, start, told[name], cut)
             Checker(out, maker)._check_file(name, file, may, verdict)

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from stashcordfs.errors import LocalDiskError
+from stashcordfs.errors import LocalDiskError, StashcordError
 from stashcordfs.journal.sqlite.database import Database
 from stashcordfs.types import PAGE_BYTES, ROOT_INO
 
@@ -240,6 +240,38 @@ async def test_pages_that_were_cut_away_have_no_row_any_more(clock, tmp_path) ->
         await v.durability.sync()
         await v.fs.setattr(ino, size=PAGE_BYTES + 1)
         assert [row[3] for row in await v.journal.all_dirty()] == [0b11]
+
+
+@pytest.mark.parametrize("power_lost", [False, True])
+async def test_synced_bytes_whose_local_file_has_gone_are_an_error_and_never_zeros(
+    clock, tmp_path, power_lost, caplog
+) -> None:
+    async with volume(tmp_path) as v:
+        sent = await v.make(b"sent", b"s" * BLOCK)
+        await v.fs.sync_remote()
+    async with volume(tmp_path, upload=False) as v:
+        ino = await v.make(b"a", b"d" * (BLOCK + 100))
+        fh = await v.fs.open(sent, 2)
+        await v.write(fh, BLOCK, b"more")
+        await v.fs.release(fh)
+        await v.durability.sync()
+        keys = [v.blocks.live[each].key for each in (ino, sent)]
+        for key in keys:
+            v.blocks.files.remove(key)
+    for _ in range(2):
+        async with volume(tmp_path, upload=False, power_lost=power_lost) as v:
+            assert (await v.fs.getattr(ino)).size == BLOCK + 100
+            assert (await v.fs.getattr(sent)).size == BLOCK + 4
+            for each, offset in ((ino, 0), (ino, BLOCK), (sent, BLOCK)):
+                fh = await v.fs.open(each, 0)
+                with pytest.raises(StashcordError):
+                    await v.fs.read(fh, offset, 100)
+                await v.fs.release(fh)
+            fh = await v.fs.open(sent, 0)
+            assert await v.fs.read(fh, 0, BLOCK) == b"s" * BLOCK
+            await v.fs.release(fh)
+            assert await v.journal.all_dirty() == []
+    assert caplog.text.count("are gone with their local file path=a") == 2
 
 
 async def test_a_local_file_longer_than_its_inode_is_cut_at_the_start(clock, tmp_path) -> None:
