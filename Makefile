@@ -30,7 +30,7 @@ help:
 	@echo 'make soak-crash-power  cut the power of a loop-mounted ext4 and xfs 100 times; as root'
 	@echo 'make soak-cuts  2,000 power cuts and kills in one process, on a virtual clock (10 minutes)'
 	@echo 'make soak-uploads  1,000 uploads, a tenth of the answers lost: each exactly once (1 minute)'
-	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (40 minutes)'
+	@echo 'make soak-recover  20 machines lost at a random moment, faults on: what was told is back (50 minutes)'
 	@echo 'make soak-garbage  write and delete 10 GiB over 60 days, twice: what Discord holds, what it costs (30 minutes)'
 	@echo 'make soak-offline  2 GiB written without the service, which is back a day later (8 minutes)'
 	@echo 'make soak-directory  a folder of 1,000,000 entries: made, listed while it changes, removed (30 minutes)'
