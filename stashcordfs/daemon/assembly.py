@@ -169,7 +169,7 @@ async def _told(
         now_ns=now_ns,
         report=report,
         requests=telling.requests,
-        busy=lambda: uploader.crowded or uploader.sending,
+        backlog=lambda: uploader.backlog,
         settings=telling.settings,
     )
     await fence.load()

@@ -6,7 +6,8 @@ Cadence (docs/recovery.md has the promise):
   and again (the same block, or only the size and times of the same file) is due `slow_bound_s`
   after it was last told.
 * While more than a message of data waits, a segment waits until its two requests (a look for
-  another writer, the post) are within `metadata_share` of all, for `stretch_s` at most.
+  another writer, the post) are within `metadata_share` of all, for `stretch_s` at most; when the
+  data is all sent within ten messages, so must be those of the segment that follows then.
 * An idle volume looks once a day, and sends nothing else.
 
 A cut is one moment: sizes carried over, the group committed, the blocks noted that only this
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _REQUESTS = 2  # of a segment: the look and the post
+_SOON = 10  # messages; ten seconds, in a channel
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 1.0, 300.0
 _CLOCKS_S = 2.0  # by how much an inode's time may be before that of its change
 
@@ -79,10 +81,10 @@ class Publisher:
         now_ns: Callable[[], int],
         report: Callable[[str], None],
         requests: Callable[[], int],
-        busy: Callable[[], bool],
+        backlog: Callable[[], float],
         settings: PublishSettings | None = None,
     ) -> None:
-        """Take the collaborators. `requests` counts all that were made, `busy`: data waits."""
+        """Take the collaborators. `requests`: how many were made; `backlog`: messages of data."""
         self.settings = settings or PublishSettings()
         self.last_error = ""
         self._journal = journal
@@ -96,7 +98,7 @@ class Publisher:
         self._now_ns = now_ns
         self._report = report
         self._requests = requests
-        self._busy = busy
+        self._backlog = backlog
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._noted = trio.Event()
@@ -280,9 +282,15 @@ class Publisher:
         return 1.0 if now < self._due_s + self.settings.stretch_s else 0.0
 
     def _crowds(self) -> bool:
-        """Whether a segment now would take more than its share of the requests."""
-        made = self._requests() - self._spent
-        return self._busy() and self.settings.metadata_share * (made + _REQUESTS) < _REQUESTS
+        """Whether a segment now would take more than its share of the requests.
+
+        When the data is soon all sent, another follows then: together they must keep to it.
+        """
+        backlog = self._backlog()
+        made, segments = self._requests() - self._spent, _REQUESTS
+        if 0 < backlog <= _SOON:
+            made, segments = made + int(backlog), 2 * _REQUESTS
+        return backlog > 0 and self.settings.metadata_share * (made + segments) < segments
 
     async def _until_due(self) -> None:
         while True:

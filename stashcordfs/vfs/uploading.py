@@ -230,6 +230,13 @@ class Uploader:
         """Whether packs are on their way: what they bring will have to be told, too."""
         return self.state.pending_packs > 0
 
+    @property
+    def backlog(self) -> float:
+        """How many messages the data is that waits or is on its way; 0 when that is soon done."""
+        if not (self.crowded or self.sending):
+            return 0.0
+        return self._blocks.room.dirty_bytes / self._store.limits.max_request_bytes or 1.0
+
     async def landed(self) -> None:
         """Return when every message that is made or on its way now has ended, however."""
         under_way = set(self._parcels)

@@ -163,7 +163,7 @@ async def test_while_data_crowds_the_segments_keep_to_their_share(clock, tmp_pat
     made = [0]
 
     async with volume(tmp_path, telling=told(requests=lambda: made[0]), upload=False) as v:
-        v.publisher._busy = lambda: True
+        v.publisher._backlog = lambda: 100.0
         lists, puts = v.store.lists, v.store.puts
         for n in range(200):
             await v.make(b"%d" % n)
@@ -193,12 +193,26 @@ async def test_the_last_message_of_many_is_told_along_with_the_others(clock, tmp
         assert v.publisher.segment == before + 1
 
 
+@pytest.mark.parametrize(("left", "posted"), [(0, True), (4, False), (40, True)])
+async def test_when_all_is_soon_sent_one_segment_tells_all(clock, tmp_path, left, posted) -> None:
+    made = [0]
+    async with volume(tmp_path, telling=told(requests=lambda: made[0]), upload=False) as v:
+        await trio.sleep(100)
+        v.publisher._backlog = lambda: float(left)
+        await v.make(b"a")
+        made[0] += 45
+        await trio.sleep(35)
+        assert (v.publisher.behind_s == 0) is posted
+        await trio.sleep(70)
+        assert v.publisher.behind_s == 0
+
+
 async def test_a_crowd_that_moves_slowly_does_not_hold_segments_back_for_ever(
     clock, tmp_path
 ) -> None:
     async with volume(tmp_path, telling=told(), upload=False) as v:
         await trio.sleep(100)
-        v.publisher._busy = lambda: True
+        v.publisher._backlog = lambda: 100.0
         await v.make(b"a")
         await trio.sleep(90)
         assert v.publisher.behind_s > 80
