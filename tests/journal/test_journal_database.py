@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import random
 import shutil
 import stat
 import subprocess
@@ -26,8 +27,8 @@ FILE = stat.S_IFREG | 0o644
 DATA = Path(__file__).parents[1] / "data"
 
 
-async def make(journal, name):
-    return await journal.create_node(ROOT_INO, name, mode=FILE, uid=0, gid=0, now_ns=1)
+async def make(journal, name, mode=FILE, parent=ROOT_INO):
+    return await journal.create_node(parent, name, mode=mode, uid=0, gid=0, now_ns=1)
 
 
 def reopen(path):
@@ -514,3 +515,47 @@ async def test_space_is_reserved_anew_after_the_wal_was_truncated(journal, tmp_p
     assert wal.stat().st_blocks * 512 < reserve.WANTED_BYTES
     await make(journal, b"b")
     assert wal.stat().st_blocks * 512 >= reserve.WANTED_BYTES
+
+
+async def test_where_little_is_reserved_a_group_takes_no_more_than_that(journal, tmp_path):
+    """Names in random order dirty pages of their own each: 512 of them need more than 8 MiB."""
+    folders = [await make(journal, b"d%d" % n, stat.S_IFDIR | 0o755) for n in range(60)]
+    names = [(folders[n % 60].ino, b"f%d" % n) for n in range(12_000)]
+    for folder, name in names:
+        await make(journal, name, parent=folder)
+    await journal.wal_sync()
+    journal._db._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    db = journal._db
+    db.reserve.ahead_bytes, db.reserve.refill = reserve.FOR_REMOVAL_BYTES, lambda: None
+    before = db._commits
+    for folder, name in random.Random(1).sample(names, 511):
+        assert journal.has_room(removing=True)
+        await journal.unlink(folder, name, now_ns=2, kept=lambda _: False)
+    groups = db._commits - before
+    assert groups >= 7
+    assert (tmp_path / "journal.sqlite-wal").stat().st_size / groups < reserve.FOR_REMOVAL_BYTES
+
+
+async def test_what_is_free_is_asked_again_where_space_cannot_be_reserved(journal, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EOPNOTSUPP, "")
+
+    await make(journal, b"a")
+    journal.commit()
+    monkeypatch.setattr(reserve, "fallocate", refused)
+    journal._db.reserve.forget()
+    journal._db.reserve.refill()
+    assert journal.has_room(removing=False)
+    full = os.statvfs_result((4096, 4096, 1000, 0, 0, 10, 10, 10, 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda _: full)
+    await make(journal, b"b")
+    assert not journal.has_room(removing=True)
+
+
+async def test_a_failed_pass_over_a_long_wal_copies_nothing_on_the_loop(journal, monkeypatch):
+    found = iter([(1 << 20, 0), (0, 0)])
+    monkeypatch.setattr(journal._db, "_checkpoint", lambda: next(found))
+    copied = []
+    monkeypatch.setattr(journal._db, "_copy_back", copied.append)
+    await journal.checkpoint()
+    assert not copied

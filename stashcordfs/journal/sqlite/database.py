@@ -270,7 +270,7 @@ class Database:
         """One more operation in the group; a full group is committed."""
         self._operations += 1
         full = self._recorder.size_bytes >= _CHANGESET_BYTES
-        if full or self._operations >= GROUP_OPERATIONS:
+        if full or self._operations >= min(GROUP_OPERATIONS, self.reserve.operations):
             self.commit()
 
     @property
@@ -373,7 +373,7 @@ class Database:
         self.commit()
         pages, copied = await trio.to_thread.run_sync(self._checkpoint)
         self.commit()
-        if pages - copied < _LAST_PAGES:  # else a reader holds it back
+        if pages and pages - copied < _LAST_PAGES:  # else it failed, or a reader holds it back
             self._copy_back(self._connection)
 
     def _checkpoint(self) -> tuple[int, int]:
