@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from stashcordfs.crypto.keys import object_filename
+from stashcordfs.crypto.keys import KIND_SEGMENT, object_filename
 from stashcordfs.journal.outbox import Outbox
 from stashcordfs.types import DAMAGED_CHUNK, Location, ObjectId
 
@@ -26,6 +26,13 @@ _COLUMNS = (
     "object_id, kind, number, part, last_change, made_ns, digest, size, channel, message,"
     " attachment"
 )
+
+
+# The oldest segment that stands carries a copy of the one before, for as long as it stands.
+_FORGET = """
+DELETE FROM objects WHERE message < 0 AND made_ns < ?1 AND NOT (kind = ?2 AND number >= (
+    SELECT coalesce(min(number), 1 << 62) - 1 FROM objects WHERE kind = ?2 AND message > 0))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +296,7 @@ class Changes(Outbox):
         return self._db.one("SELECT 1 FROM objects WHERE object_id = ?", (object_id,)) is not None
 
     async def drop_objects(self, ids: Iterable[ObjectId]) -> None:
-        """They are no more: deleted, or never sent. Their names stay ours for a month.
+        """They are no more: deleted, or never sent. Their names stay ours for a month at least.
 
         A list may still show them, a copy may ride in a message that is kept, and what was never
         answered may appear: none of it is another writer's.
@@ -301,7 +308,7 @@ class Changes(Outbox):
                     "UPDATE objects SET message = -1, sealed = NULL WHERE object_id = ?",
                     (object_id,),
                 )
-            self._db.run("DELETE FROM objects WHERE message < 0 AND made_ns < ?", (late_ns,))
+            self._db.run(_FORGET, (late_ns, KIND_SEGMENT))
 
 
 def _to_object(row: tuple[Any, ...]) -> OwnObject:

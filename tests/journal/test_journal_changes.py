@@ -346,6 +346,18 @@ def test_own_objects_are_confirmed_and_forgotten(journal):
     assert ask(journal.is_own(own(2).object_id))
 
 
+def test_the_name_of_a_copy_that_rides_in_a_standing_message_is_never_forgotten(journal):
+    """Segment 2's message carries a copy of 1, and a look at the whole channel comes upon it."""
+    for number in (0, 1, 2):
+        ask(journal.add_object(own(number), b"s"))
+        ask(journal.confirm_object(own(number).object_id, Location(5, 6 + number, 7, "name", 100)))
+    ask(journal.drop_objects([own(0).object_id, own(1).object_id]))
+    journal._clock_ns = lambda: 31 * 86_400 * 10**9
+    ask(journal.drop_objects([]))
+    known = [ask(journal.is_own(own(number).object_id)) for number in (0, 1, 2)]
+    assert known == [False, True, True]
+
+
 def test_rows_are_handed_out_by_size(journal):
     for n in range(6):
         make(journal, b"%d" % n)
