@@ -15,7 +15,6 @@ synced there afterwards counts.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from stashcordfs.cache.mapped import MappedTable, sync_path
 from stashcordfs.errors import LocalDiskError
-from stashcordfs.falloc import KEEP_SIZE, PUNCH_HOLE, fallocate
+from stashcordfs.syscalls import KEEP_SIZE, PUNCH_HOLE, fallocate, syncfs
 from stashcordfs.types import Ino
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ _FOLDER_BITS = 12  # of a number: 4096 files a folder
 _MAGIC = b"STASHCORDFILES1\0"
 _HEX = re.compile("[0-9a-f]+")
 _OWNER = struct.Struct("<QQ")  # inode, generation; no inode: a spare, or no file
-_libc = ctypes.CDLL(None, use_errno=True)
 
 FileKey = tuple[Ino, int]  # inode, generation
 
@@ -383,9 +381,7 @@ class LocalFiles:
     def _sync_all(self) -> None:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if _libc.syncfs(fd):
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code))
+            syncfs(fd)
         finally:
             os.close(fd)
         self._sync_owners()

@@ -1,11 +1,11 @@
 """Orphans: messages of packs that this volume has posted and that its journal does not know.
 
-They come of an upload that appeared when nobody watched
-for it any more. Found by a listing, a hundred messages a request. Believed only when two listings,
-`grace_s` apart, show them: meanwhile somebody may recover what refers to them. A message is one
-only if this bot has posted it, all of its attachments bear names that this volume's key has made
-for packs, and none of them stands, or may yet stand, in the journal. None is deleted once the
-journal has lost rows (`SPARED`): what it does not know may be what a recovery would need.
+They come of an upload that appeared when nobody watched for it any more. Found by a listing, a
+hundred messages a request. Believed only when two listings, `grace_s` apart, show them: meanwhile
+somebody may recover what refers to them. A message is one only if this bot has posted it, all of
+its attachments bear names that this volume's key has made for packs, and none of them stands, or
+may yet stand, in the journal. None is deleted once the journal has lost rows (`SPARED`): what it
+does not know may be what a recovery would need.
 """
 
 from __future__ import annotations

@@ -287,10 +287,10 @@ class Publisher:
         When the data is soon all sent, another follows then: together they must keep to it.
         """
         backlog = self._backlog()
-        made, segments = self._requests() - self._spent, _REQUESTS
-        if 0 < backlog <= _SOON:
-            made, segments = made + int(backlog), 2 * _REQUESTS
-        return backlog > 0 and self.settings.metadata_share * (made + segments) < segments
+        data, own = self._requests() - self._spent, _REQUESTS
+        if backlog <= _SOON:
+            data, own = data + int(backlog), 2 * _REQUESTS
+        return backlog > 0 and self.settings.metadata_share * (data + own) < own
 
     async def _until_due(self) -> None:
         while True:

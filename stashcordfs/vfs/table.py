@@ -159,7 +159,8 @@ class BlockTable:
         """Blocks (inode, index, version) that were synced, and whose local file has gone.
 
         Somebody has removed it, or the disk has: we remove one after the journal has forgotten its
-        blocks, and both are durable. Reading them is an error, never zeros or a file cut short.
+        blocks, and both are durable. Where Discord has nothing older, reading is an error, never
+        zeros or a file cut short.
         """
         for ino, index, version in sorted(rows):
             live = await self.enter(ino, required=False)

@@ -16,7 +16,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from stashcordfs.falloc import KEEP_SIZE, fallocate
+from stashcordfs.syscalls import KEEP_SIZE, fallocate
 
 if TYPE_CHECKING:
     from pathlib import Path

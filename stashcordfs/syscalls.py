@@ -1,4 +1,4 @@
-"""fallocate(2) with its flags, which Python's `os` has not."""
+"""fallocate(2) with its flags, and syncfs(2): Python's `os` has neither."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     """Allocate a range of a file, or punch it out. Raises OSError."""
-    if _libc.fallocate(fd, mode, offset, length):
+    _check(_libc.fallocate(fd, mode, offset, length))
+
+
+def syncfs(fd: int) -> None:
+    """Return when all of the file system that holds the file is on its disk. Raises OSError."""
+    _check(_libc.syncfs(fd))
+
+
+def _check(result: int) -> None:
+    if result:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
