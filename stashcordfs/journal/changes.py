@@ -140,13 +140,13 @@ class Changes(Outbox):
         return settled
 
     async def lose_blocks(
-        self, dirty: Iterable[tuple[Ino, int]], block_bytes: int, *, cut: bool = True
+        self, dirty: Iterable[tuple[Ino, int]], block_bytes: int
     ) -> tuple[list[Lost], list[tuple[Ino, int]]]:
         """Do without blocks (inode, index, in order) that Discord does not have: lost, and older.
 
         What never reached Discord is an error when it is read, never zeros. Only where a file had
-        grown at its end, it ends where its content ends, if `cut`. Of older blocks Discord has what
-        they were before.
+        grown at its end, it ends where its content ends. Of older blocks Discord has what they were
+        before.
         """
         lost: list[Lost] = []
         older: list[tuple[Ino, int]] = []
@@ -155,9 +155,7 @@ class Changes(Outbox):
             if found is None:
                 continue
             before = len(lost) + len(older)
-            await self._lose(
-                found, [index for _, index in group], block_bytes, lost, older, cut=cut
-            )
+            await self._lose(found, [index for _, index in group], block_bytes, lost, older)
             if not found.nlink and (more := len(lost) + len(older) - before):
                 with self._db.operation:
                     self._db.run("UPDATE trash SET lost = lost + ? WHERE ino = ?", (more, ino))
@@ -170,8 +168,6 @@ class Changes(Outbox):
         block_bytes: int,
         lost: list[Lost],
         older: list[tuple[Ino, int]],
-        *,
-        cut: bool,
     ) -> None:
         for index in indexes:
             ino = found.ino
@@ -184,7 +180,7 @@ class Changes(Outbox):
             beyond = self._db.one(
                 "SELECT 1 FROM chunk_list WHERE ino = ? AND idx > ? LIMIT 1", (ino, index)
             )
-            if cut and valid and not beyond:
+            if valid and not beyond:
                 size = index * block_bytes + valid
                 lost.append(Lost(ino, index, found.size - size, cut=True))
                 with self._db.operation:
@@ -192,11 +188,28 @@ class Changes(Outbox):
                 return  # what follows was beyond this end
             lost.append(Lost(ino, index, end))
             with self._db.operation:
-                self._db.run(
-                    "INSERT OR REPLACE INTO chunk_list VALUES (?,?,?,?)",
-                    (ino, index, DAMAGED_CHUNK, end),
-                )
-                self._engine.add_stored(ino, end - valid)
+                self._damage(ino, index, valid, end)
+
+    async def damage_block(self, ino: Ino, index: int, version: int, block_bytes: int) -> None:
+        """A block that was synced up to this version and is nowhere: an error when it is read.
+
+        Also where Discord has an older content: what was acknowledged must not read as what it was
+        before. History keeps that one, for its time.
+        """
+        found = self._engine.inode(ino)
+        if found is None:
+            return
+        valid = await self.valid_length(ino, index)
+        with self._db.operation:
+            self._damage(ino, index, valid, min(block_bytes, found.size - index * block_bytes))
+            self._drop_dirty(ino, index, version)
+
+    def _damage(self, ino: Ino, index: int, valid: int, end: int) -> None:
+        """Within an operation. `valid`: the bytes that the block has; `end`: those it must have."""
+        self._db.run(
+            "INSERT OR REPLACE INTO chunk_list VALUES (?,?,?,?)", (ino, index, DAMAGED_CHUNK, end)
+        )
+        self._engine.add_stored(ino, end - valid)
 
     async def adopt_nodes(
         self, nodes: Iterable[tuple[Attributes, Sequence[tuple[Ino, bytes]]]]

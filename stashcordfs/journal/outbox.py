@@ -253,10 +253,12 @@ class Outbox(Garbage):
         """Blocks (index, version) that Discord has up to this version."""
         with self._db.operation:
             for index, version in rows:
-                self._db.run(
-                    "DELETE FROM dirty WHERE ino = ? AND idx = ? AND version <= ?",
-                    (ino, index, version),
-                )
+                self._drop_dirty(ino, index, version)
+
+    def _drop_dirty(self, ino: Ino, index: int, version: int) -> None:
+        self._db.run(
+            "DELETE FROM dirty WHERE ino = ? AND idx = ? AND version <= ?", (ino, index, version)
+        )
 
     async def all_dirty(self) -> list[tuple[Ino, int, int, int]]:
         """Every synced block that is not on Discord: inode, index, version, page bitmap."""

@@ -132,10 +132,10 @@ class BlockTable:
             key = (mark.ino, mark.generation)
             live = await self.enter(mark.ino, required=False)
             if live is None:
-                nameless.append((mark.ino, mark.index))
+                nameless.append(mark)
+                continue
             if (
-                live is None
-                or mark.index in live.dirty  # a newer mark of the same block
+                mark.index in live.dirty  # a newer mark of the same block
                 or key not in on_disk
                 or live.generation != mark.generation
                 or mark.index * self.block_bytes >= live.size
@@ -147,11 +147,18 @@ class BlockTable:
                 whole=clean_key(mark.ino, mark.index) in cached,
                 synced=rows.get((mark.ino, mark.index), 0),
             )  # fmt: skip
-        await self.journal.lose_trashed(nameless, self.block_bytes)
+        await self._lose_trashed({(mark.ino, mark.index) for mark in nameless} | rows.keys())
+        for mark in nameless:
+            self._marks.release(mark.slot)
         await self._lose_synced(
             [(ino, index, version) for (ino, index), version in rows.items()], on_disk
         )
         self._forget_idle()
+
+    async def _lose_trashed(self, blocks: Iterable[tuple[Ino, int]]) -> None:
+        """What the trash does without, before what says so goes: another kill may come now."""
+        await self.journal.lose_trashed(blocks, self.block_bytes)
+        self.journal.commit()
 
     async def _lose_synced(
         self, rows: Iterable[tuple[Ino, int, int]], on_disk: dict[tuple[Ino, int], int]
@@ -159,16 +166,15 @@ class BlockTable:
         """Blocks (inode, index, version) that were synced, and whose local file has gone.
 
         Somebody has removed it, or the disk has: we remove one after the journal has forgotten its
-        blocks, and both are durable. Where Discord has nothing older, reading is an error, never
-        zeros or a file cut short.
+        blocks, and both are durable. Reading is an error, never zeros, a file cut short, or what
+        Discord has of before.
         """
         for ino, index, version in sorted(rows):
             live = await self.enter(ino, required=False)
             start = index * self.block_bytes
             if live is None or live.key in on_disk or start >= live.size or index in live.dirty:
                 continue
-            await self.journal.lose_blocks([(ino, index)], self.block_bytes, cut=False)
-            await self.journal.drop_dirty(ino, [(index, version)])
+            await self.journal.damage_block(ino, index, version, self.block_bytes)
             path = (await self.journal.told_path(ino)).decode(errors="backslashreplace")
             log.error("synced bytes at %d are gone with their local file path=%s", start, path)
 
@@ -176,13 +182,11 @@ class BlockTable:
         for mark in list(self._marks):
             self._marks.release(mark.slot)
         await self._fall_back()
-        nameless = []
         rows = await self.journal.all_dirty()
+        await self._lose_trashed({row[:2] for row in rows})
         await self._lose_synced([row[:3] for row in rows], on_disk)
         for ino, index, version, pages in rows:
             live = await self.enter(ino, required=False)
-            if live is None:
-                nameless.append((ino, index))
             if live is None or live.key not in on_disk or index * self.block_bytes >= live.size:
                 await self.journal.drop_dirty(ino, [(index, version)])
                 continue
@@ -192,7 +196,6 @@ class BlockTable:
             await self._adopt(live, index, slot, pages, whole=False, synced=version)
         for live in [live for live in self.live.values() if live.dirty]:
             self._clear_unsynced(live)
-        await self.journal.lose_trashed(nameless, self.block_bytes)
         self._forget_idle()
 
     async def _fall_back(self) -> None:

@@ -274,6 +274,30 @@ async def test_synced_bytes_whose_local_file_has_gone_are_an_error_and_never_zer
     assert caplog.text.count("are gone with their local file path=a") == 2
 
 
+@pytest.mark.parametrize("power_lost", [False, True])
+async def test_synced_bytes_whose_local_file_has_gone_do_not_read_as_what_was_before(
+    clock, tmp_path, power_lost
+) -> None:
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", b"o" * 3 * BLOCK)
+        await v.fs.sync_remote()
+    async with volume(tmp_path, upload=False) as v:
+        fh = await v.fs.open(ino, 2)
+        await v.write(fh, BLOCK, b"n" * 100)
+        await v.fs.release(fh)
+        await v.durability.sync()
+        v.blocks.files.remove(v.blocks.live[ino].key)
+    for _ in range(2):
+        async with volume(tmp_path, upload=False, power_lost=power_lost) as v:
+            fh = await v.fs.open(ino, 0)
+            assert await v.fs.read(fh, 0, BLOCK) == b"o" * BLOCK
+            with pytest.raises(StashcordError):
+                await v.fs.read(fh, BLOCK + 200, 100)  # of the block, as a whole, nothing is sure
+            assert await v.fs.read(fh, 2 * BLOCK, BLOCK) == b"o" * BLOCK
+            await v.fs.release(fh)
+            assert await v.journal.all_dirty() == []
+
+
 async def test_a_local_file_longer_than_its_inode_is_cut_at_the_start(clock, tmp_path) -> None:
     """Killed between the truncation and the cut of the local file, of which nothing is dirty."""
     async with volume(tmp_path) as v:

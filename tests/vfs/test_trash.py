@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from stashcordfs.errors import FsError, UsageError
+from stashcordfs.journal import Journal
 from stashcordfs.recovery import fsck
 from stashcordfs.types import ROOT_INO
 
@@ -205,6 +206,43 @@ async def test_a_file_that_was_open_when_the_process_died_is_whole_in_the_trash(
         assert raised.value.errno == errno.EIO
         await v.fs.release(fh)
     assert set(check(folder).errors) == {"damaged"}
+
+
+@pytest.mark.parametrize("power_lost", [False, True])
+async def test_a_second_kill_within_the_start_leaves_no_zeros_in_the_trash(
+    tmp_path, power_lost, monkeypatch
+) -> None:
+    folder = tmp_path / "state"
+    async with volume(folder) as v:
+        ino = await v.make(b"file", b"a" * BLOCK)
+        await v.fs.sync_remote()
+    async with volume(folder, upload=False) as v:
+        fh = await v.fs.open(ino, os.O_RDWR)
+        await v.fs.unlink(ROOT_INO, b"file")
+        await v.write(fh, BLOCK, b"b" * BLOCK)
+        await v.fs.fsync(fh, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "lose_trashed", killed)
+        with pytest.raises(RuntimeError):
+            async with volume(folder, upload=False, power_lost=power_lost):
+                pass
+    for _ in range(2):
+        async with volume(folder, upload=False, power_lost=power_lost) as v:
+            (item,) = [item async for item in v.trash.items()]
+            assert item.entry.lost_blocks == 1
+    async with volume(folder, upload=False) as v:
+        await v.trash.restore("file")
+        fh = await v.fs.open(ino, 0)
+        assert await v.fs.read(fh, 0, BLOCK) == b"a" * BLOCK
+        with pytest.raises(FsError) as raised:
+            await v.fs.read(fh, BLOCK, BLOCK)
+        assert raised.value.errno == errno.EIO
+        await v.fs.release(fh)
+
+
+async def killed(*_) -> None:
+    msg = "the process is killed here"
+    raise RuntimeError(msg)
 
 
 async def test_a_file_that_is_still_open_goes_on_when_it_is_restored(mounted) -> None:
