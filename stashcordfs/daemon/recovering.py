@@ -8,6 +8,7 @@ had fetched into STATE/NAME/recover.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import socket
 import tempfile
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from stashcordfs.crypto.keys import KIND_SEGMENT
 from stashcordfs.daemon.provision import explained, journal_store_on, keep_record, store_on, unlock
 from stashcordfs.daemon.token import Token
 from stashcordfs.discord.client import ClientStats, DiscordClient
@@ -43,12 +45,16 @@ if TYPE_CHECKING:
     from stashcordfs.journal.changes import Lost
     from stashcordfs.store.discord_store import DiscordStore
     from stashcordfs.types import Ino
+    from stashcordfs.vfs.journal_channel import Foreign
 
     Progress = Callable[[str, int, int], None]
+
+log = logging.getLogger(__name__)
 
 _WORK = "recover"
 _TRASH_PAGE = 1000
 _REPORT = "recovered.json"
+_FIRST_LOOK_S, _LISTED_WITHIN_S = 1.0, 120.0  # lists lag for moments; half a minute was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +123,7 @@ async def _recover(
         store = journal_store_on(client, place)
         record, posted, keys = await _open_record(store, wanted, progress)
         task = Rebuilding(wanted, store, store_on(client, place), keys, record, work, progress)
-        report = await task.run()
-        if volume is not None:
-            await task.claim()
+        report = await (task.run() if volume is None else task.take_over())
         report["requests"] = stats.requests
         if volume is not None:
             _keep_report(volume, report)
@@ -270,8 +274,20 @@ class Rebuilding:
             "damaged": {await _path_of(journal, ino): n for ino, n in sorted(blocks.items())},
         }
 
-    async def claim(self) -> None:
-        """Take the volume over: whoever wrote to it before notices and stops."""
+    async def take_over(self) -> dict[str, Any]:
+        """Make the journal and claim the volume; the report.
+
+        The writer of before may have posted until our claim was there, and a list may lack the
+        newest for a while: what turns up then is read as well. StashcordError: why it cannot be.
+        """
+        while True:
+            report = await self.run()
+            if not await self._claim() or self._wanted.from_packs:
+                return report
+            log.info("segments have turned up that stood before the claim: beginning anew")
+
+    async def _claim(self) -> list[Foreign]:
+        """Whoever wrote to it before notices and stops. Newer segments of his than were found."""
         self._progress("claiming the volume", 0, 0)
         journal = Journal.open(self._path, clock_ns=time.time_ns)
         try:
@@ -287,12 +303,41 @@ class Rebuilding:
                 now_ns=time.time_ns,
                 report=lambda _: None,
             )
+            replaced: list[Foreign] = []
+            fence.on_replaced = replaced.append
             await fence.settle()
+            claimed_at = await _listed_claim(fence, channel)
             if fence.reason:
                 raise StashcordError(f"not recovered: {fence.reason}")
             await journal.wal_sync()
+            self._recovery.note_epoch(journal.writer_epoch)
+            return [
+                posted
+                for posted in replaced
+                if posted.kind == KIND_SEGMENT
+                and posted.location.message < claimed_at
+                and self._recovery.is_newer(posted)
+            ]
         finally:
             journal.close()
+
+
+async def _listed_claim(fence: Fence, channel: JournalChannel) -> int:
+    """Look until the list shows our claim: then it shows all that stood before. Its message."""
+    pause_s, until_s = _FIRST_LOOK_S, trio.current_time() + _LISTED_WITHIN_S
+    while True:
+        claimed_at = await fence.claimed_at()
+        if fence.reason or (claimed_at is not None and await channel.seen() >= claimed_at):
+            return claimed_at or 0
+        if trio.current_time() >= until_s:
+            raise StashcordError(
+                f"the channel's list does not show what was posted {_LISTED_WITHIN_S:.0f} seconds "
+                "ago, so newer changes may be missing from it too: run the same command again "
+                "later; it goes on with what it has fetched"
+            )
+        await trio.sleep(pause_s)
+        pause_s *= 2
+        await fence.check()
 
 
 def _complete(

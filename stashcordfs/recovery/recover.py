@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from stashcordfs.store.api import ObjectStore
     from stashcordfs.store.segment import Segment
     from stashcordfs.types import Ino, ObjectId
+    from stashcordfs.vfs.journal_channel import Foreign
 
     Progress = Callable[[str, int, int], None]  # stage, how much of it is done, of how much
 
@@ -131,6 +132,15 @@ class Recovery:
                 "older than it should be, or its newest messages are withheld"
             )
         return found
+
+    def is_newer(self, segment: Foreign) -> bool:
+        """Whether a segment, listed meanwhile, would be the newest of all that were found."""
+        known = [(link.writer_epoch, link.number) for link in self._links.values()]
+        return (segment.writer_epoch, segment.number) > max(known, default=(0, 0))
+
+    def note_epoch(self, writer_epoch: int) -> None:
+        """An epoch that is taken, whether or not the channel's list shows that already."""
+        self._epochs.add(writer_epoch)
 
     def _newest(self, chain: Chain) -> Chain | None:
         """The newest state, if it is another: packs have been collected and repacked since."""

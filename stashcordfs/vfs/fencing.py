@@ -57,6 +57,8 @@ class Fence:
         self._confirmed = False
         self.reason = ""
         self.on_fenced: Callable[[], None] = lambda: None
+        # Told of each look at what a replaced writer has posted, in the last seconds more than once
+        self.on_replaced: Callable[[Foreign], None] = lambda _: None
 
     async def load(self) -> None:
         """Take up the verdict of an earlier run."""
@@ -112,6 +114,7 @@ class Fence:
                 foreign.writer_epoch,
                 foreign.location.message,
             )
+            self.on_replaced(foreign)
             return
         who = f" ({foreign.claim.host})" if foreign.claim and foreign.claim.host else ""
         when = ""
@@ -125,11 +128,16 @@ class Fence:
 
     async def _is_later(self, message: int) -> bool:
         """Whether a claim of our epoch came after ours."""
+        at = await self.claimed_at()
+        return at is not None and at < message
+
+    async def claimed_at(self) -> int | None:
+        """The message of this mount's claim; None while Discord is not known to have it."""
         if self._claim is None or not self._confirmed:
-            return False
+            return None
         found = await self._journal.own_objects(KIND_CLAIM)
         at = next((o.location for o in found if o.object_id == self._claim.object_id), None)
-        return at is not None and at.message < message
+        return None if at is None else at.message
 
     async def _shut(self, reason: str) -> None:
         if self.reason:

@@ -81,7 +81,7 @@ class JournalChannel:
         One request a hundred messages. Afterwards the same are not listed again, but for the last
         seconds.
         """
-        seen = await self._seen()
+        seen = await self.seen()
         listed = await self._store.listed(max(0, seen - _OVERLAP))
         unconfirmed = await self._journal.unconfirmed()
         foreign = []
@@ -102,7 +102,7 @@ class JournalChannel:
         self.looked_s = self._clock()
         return foreign
 
-    async def _seen(self) -> int:
+    async def seen(self) -> int:
         """A message id up to which everything was looked at: of a new volume, its record's."""
         kept = await self._journal.get_local(SEEN)
         return await self._store.newest_id() if kept is None else int(kept)

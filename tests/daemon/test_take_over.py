@@ -1,0 +1,155 @@
+"""Taking a volume over while the channel's list lags, or its old writer goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from stashcordfs.crypto.slots import SlotSet
+from stashcordfs.daemon.assembly import Telling
+from stashcordfs.daemon.recovering import Rebuilding, Wanted
+from stashcordfs.errors import StashcordError
+from stashcordfs.store.record import PostedRecord, VolumeRecord
+from stashcordfs.store.segment import genesis
+from stashcordfs.types import Limits
+from stashcordfs.vfs.checkpointing import CheckpointSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "vfs"))
+from harness import BLOCK, KEYS, FaultyStore, clock, until, volume
+
+__all__ = ["clock"]
+
+RECORD = VolumeRecord(bytes(16), BLOCK, SlotSet(bytes(16), 0, ()), 0)
+NEVER = CheckpointSettings(segments=10**9, least_bytes=10**12)
+
+
+class LaggingStore(FaultyStore):
+    """A channel whose lists lack what is above an id, until a time."""
+
+    shown_to = 1 << 62
+    lags_until_s = 0.0
+
+    def lag(self, until_s: float) -> None:
+        self.shown_to, self.lags_until_s = max(self._ids()), until_s
+
+    def _hidden(self, message: int) -> bool:
+        return message > self.shown_to and trio.current_time() < self.lags_until_s
+
+    async def listed(self, after):
+        return [at for at in await super().listed(after) if not self._hidden(at.message)]
+
+    async def page_back(self, before):
+        page = await super().page_back(before)
+        return page._replace(
+            attachments=[at for at in page.attachments if not self._hidden(at.message)]
+        )
+
+
+@pytest.fixture
+def channel(tmp_path):
+    return LaggingStore(tmp_path / "channel", limits=Limits(max_attachment_bytes=8 << 20))
+
+
+def told(channel) -> Telling:
+    posted = PostedRecord("stashcordfs-volume-x-1.json", b"{}")
+    return Telling(store=channel, genesis=genesis(RECORD), record=posted, checkpoints=NEVER)
+
+
+def taking_over(channel, tmp_path, **wanted) -> Rebuilding:
+    (tmp_path / "new").mkdir(exist_ok=True)
+    return Rebuilding(
+        Wanted((1,), 1, **wanted),
+        channel,
+        FaultyStore(tmp_path / "old" / "store"),
+        KEYS,
+        RECORD,
+        tmp_path / "new",
+        lambda *_: None,
+    )
+
+
+@asynccontextmanager
+async def taken_over(tmp_path, channel):
+    (tmp_path / "new" / "store").symlink_to(tmp_path / "old" / "store")
+    async with volume(tmp_path / "new", telling=told(channel)) as v:
+        yield v
+
+
+async def test_segments_that_a_lagging_list_hides_come_back(clock, tmp_path, channel) -> None:
+    content = os.urandom(BLOCK)
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        await v.make(b"a", content)
+        await v.fs.sync_remote()
+        channel.lag(trio.current_time() + 30)
+        ino = await v.make(b"b", content)
+        await v.fs.sync_remote()
+
+    report = await taking_over(channel, tmp_path).take_over()
+
+    async with taken_over(tmp_path, channel) as v:
+        assert await v.read(ino) == content
+        assert v.journal.writer_epoch == report["writer_epoch"]
+        await v.make(b"c", content)
+        await v.fs.sync_remote()
+        assert v.fence.reason == ""
+
+
+async def test_what_the_old_machine_posts_before_the_claim_comes_back(
+    clock, tmp_path, channel
+) -> None:
+    """It was told to be on Discord while the journal was made, a moment before the claim."""
+    content = os.urandom(BLOCK)
+    inos = []
+    async with volume(tmp_path / "old", telling=told(channel)) as old:
+        await old.make(b"a", content)
+        await old.fs.sync_remote()
+        task = taking_over(channel, tmp_path)
+        run = task.run
+
+        async def made_slowly():
+            report = await run()
+            if not inos:
+                inos.append(await old.make(b"b", content))
+                await old.fs.sync_remote()
+            return report
+
+        task.run = made_slowly  # type: ignore[method-assign]
+        await task.take_over()
+        await old.make(b"c", content)
+        await until(lambda: old.fence.reason)
+
+    async with taken_over(tmp_path, channel) as v:
+        assert await v.read(inos[0]) == content
+        assert v.fence.reason == ""
+
+
+async def test_a_list_that_never_shows_the_claim_is_not_believed(clock, tmp_path, channel) -> None:
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        await v.make(b"a", b"a")
+        await v.fs.sync_remote()
+        channel.lag(trio.current_time() + 86_400)
+
+    with pytest.raises(StashcordError, match="newer changes may be missing"):
+        await taking_over(channel, tmp_path).take_over()
+
+
+async def test_a_state_of_before_is_taken_over_as_it_was(clock, tmp_path, channel) -> None:
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        await v.make(b"a", b"a")
+        await v.fs.sync_remote()
+        then_ns = int((1 + trio.current_time()) * 1e9)
+        await trio.sleep(60)
+        await v.make(b"b", b"b")
+        await v.fs.sync_remote()
+
+    await taking_over(channel, tmp_path, at_ns=then_ns).take_over()
+
+    async with taken_over(tmp_path, channel) as v:
+        fh = await v.fs.opendir(1)
+        assert [name for _, name, _ in await v.fs.readdir(fh, 0, 9)][2:] == [b"a"]
+        await v.fs.releasedir(fh)
