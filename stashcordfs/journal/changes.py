@@ -154,11 +154,12 @@ class Changes(Outbox):
             found = self._engine.inode(ino)
             if found is None:
                 continue
-            before = len(lost) + len(older)
+            before = len(lost), len(older)
             await self._lose(found, [index for _, index in group], block_bytes, lost, older)
-            if not found.nlink and (more := len(lost) + len(older) - before):
+            here = {(one.ino, one.index) for one in lost[before[0] :]} | set(older[before[1] :])
+            if not found.nlink and here:
                 with self._db.operation:
-                    self._db.run("UPDATE trash SET lost = lost + ? WHERE ino = ?", (more, ino))
+                    self._db.run("UPDATE trash SET lost = lost + ? WHERE ino = ?", (len(here), ino))
         return lost, older
 
     async def _lose(

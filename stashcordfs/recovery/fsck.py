@@ -21,7 +21,7 @@ from stashcordfs.journal.inspection import Fault, Inspection
 from stashcordfs.recovery.local_state import LocalState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     Progress = Callable[[str, int, int], None]  # stage, how much of it is done, of how much
@@ -97,7 +97,7 @@ def check(place: Place, *, mounted: bool, power_lost: bool = False, progress: Pr
     """Look at everything, change nothing.
 
     `power_lost`: the last run ended by a power cut, so that marks and cached blocks mean nothing;
-    the next mount drops them.
+    the next mount drops them, and goes by what was synced.
     """
     report = Report()
     try:
@@ -105,13 +105,14 @@ def check(place: Place, *, mounted: bool, power_lost: bool = False, progress: Pr
             if look.version != journal.VERSION:
                 report.add(_other_version(look.version))
                 return report
-            stages, local = _journal_stages(look, place), None
+            stages = _journal_stages(look, place)
+            local = LocalState(look, place.folder, place.block_bytes)
             if mounted:
                 report.skipped = ["local files and marks: the volume is mounted"]
             elif power_lost:
                 report.skipped = ["marks and cached blocks: the last run ended by a power cut"]
+                stages += _synced_stages(local)
             else:
-                local = LocalState(look, place.folder, place.block_bytes)
                 stages += _local_stages(local)
             for stage in stages:
                 _run_stage(look, stage, report, progress)
@@ -186,6 +187,13 @@ def _local_stages(local: LocalState) -> list[_Stage]:
     ]
 
 
+def _synced_stages(local: LocalState) -> list[_Stage]:
+    return [
+        _Stage("whose the local files are", 0, lambda _: local.read_owners()),
+        _Stage("synced data", 0, lambda _: local.check_synced()),
+    ]
+
+
 # ---------------------------------------------------------------------- mending
 
 
@@ -205,8 +213,7 @@ def repair(place: Place, *, power_lost: bool = False, progress: Progress) -> Rep
             done += _mend_file(place.journal)
         older, lost = (False, []) if power_lost else _unknown_data(place)
         done += journal.mend(place.journal, place.block_bytes, lost)
-        if not power_lost:
-            done += _mend_local(place, older=older)
+        done += _mend_synced(place) if power_lost else _mend_local(place, older=older)
     except JournalError as error:
         before.repaired, before.journal_copy = done, str(copy)
         before.add(Fault("sqlite", str(error)))
@@ -270,6 +277,26 @@ def _unknown_data(place: Place) -> tuple[bool, list[journal.LostFile]]:
         return local.older, local.unknown if local.older else []
 
 
+def _mend_synced(place: Place) -> list[str]:
+    """After a power cut: give up what was synced and is in no local file."""
+    with journal.inspect(place.journal) as look:
+        local = LocalState(look, place.folder, place.block_bytes)
+        for stage in (local.read_owners, local.check_synced):
+            for _ in stage():
+                pass
+        lost = local.lost
+    return _give_up(place, lost) if lost else []
+
+
+def _give_up(place: Place, lost: Mapping[tuple[int, int], int]) -> list[str]:
+    count = journal.lose_blocks(place.journal, lost, place.block_bytes)
+    text = (
+        f"{len(lost)} blocks whose bytes are in no local file given up: {count} of them read as"
+        " damaged, the others as Discord has them"
+    )
+    return [text]
+
+
 def _mend_local(place: Place, *, older: bool) -> list[str]:
     """Marks for what was synced and lost them; rows of rotten cached blocks go.
 
@@ -296,11 +323,7 @@ def _mend_local(place: Place, *, older: bool) -> list[str]:
         done.append(f"{marked} blocks that are not on Discord marked anew")
     if lost:
         local.unmark_lost()
-        count = journal.lose_blocks(place.journal, lost, place.block_bytes)
-        done.append(
-            f"{len(lost)} blocks whose bytes are in no local file given up: {count} of them read as"
-            " damaged, the others as Discord has them"
-        )
+        done += _give_up(place, lost)
     if rotten:
         journal.forget_cached(place.journal, rotten)
         done.append(f"{len(rotten)} rotten cached blocks forgotten; they are fetched anew")

@@ -144,13 +144,13 @@ class LocalState:
         if file is None:
             self.lost[mark.ino, mark.index] = 0
             what = f"{self._look.path(mark.ino)}: block {mark.index}"
-            text = f"{what}: not on Discord, and its local file is missing{self._instead(mark)}"
-            yield Fault("unsent-data", text)
+            text = f"{what}: not on Discord, and its local file is missing"
+            yield Fault("unsent-data", text + self._instead(mark.ino, mark.index))
 
-    def _instead(self, mark: Mark) -> str:
+    def _instead(self, ino: int, index: int) -> str:
         """What is there in a lost block's place."""
         older = self._look.number(
-            "SELECT chunk > 0 FROM chunk_list WHERE ino = ? AND idx = ?", (mark.ino, mark.index)
+            "SELECT chunk > 0 FROM chunk_list WHERE ino = ? AND idx = ?", (ino, index)
         )
         return "; Discord has what it held before" if older else ""
 
@@ -168,26 +168,41 @@ class LocalState:
             if clean:
                 self.lost[ino, index] = mark.pages & here
                 text = f"{what}: {gone.bit_count()} pages are not on Discord, and are holes here"
-                yield Fault("unsent-data", text + self._instead(mark))
+                yield Fault("unsent-data", text + self._instead(ino, index))
             else:  # a mark comes before its bytes
                 text = f"{what}: {gone.bit_count()} pages that a killed run was about to write"
                 yield Fault("leftovers", text, note=True)
 
-    def _check_dirty(self) -> Iterator[Fault]:
+    def check_synced(self) -> Iterator[Fault]:
+        """What was synced has its local file. After a power cut: marks and holes tell nothing."""
+        for ino, index, _, path in self._dirty_rows():
+            if path is None:
+                yield self._without_file(ino, index)
+
+    def _dirty_rows(self) -> Iterator[tuple[int, int, int, Path | None]]:
+        """Inode, block, pages and local file of all that was synced and is not on Discord."""
         for ino, index, pages in self._look.rows(
             "SELECT d.ino, d.idx, d.pages FROM dirty d JOIN inodes i ON i.ino = d.ino"
         ):
+            if bitmap := int.from_bytes(bytes(pages), "little"):  # else it was cut away since
+                yield ino, index, bitmap, self._own(ino)
+
+    def _without_file(self, ino: int, index: int) -> Fault:
+        self.lost[ino, index] = 0
+        text = f"{self._look.path(ino)}: block {index}: was synced, and its local file is missing"
+        return Fault("unsent-data", text + self._instead(ino, index))
+
+    def _check_dirty(self) -> Iterator[Fault]:
+        for ino, index, pages, path in self._dirty_rows():
             what = f"{self._look.path(ino)}: block {index}"
-            path = self._own(ino)
             if path is None:
-                self.lost[ino, index] = 0
-                yield Fault("unsent-data", f"{what}: was synced, and its local file is missing")
+                yield self._without_file(ino, index)
                 continue
-            wanted = int.from_bytes(bytes(pages), "little")
             here = self._pages_there(path, index)
             mark = self._marked.get((ino, index))
+            wanted = pages
             if mark is None:
-                self.unmarked.append((ino, index, wanted & here))
+                self.unmarked.append((ino, index, pages & here))
                 yield Fault("marks", f"{what}: was synced, and is not marked any more")
             else:  # the row keeps bits of what a truncation has cut since; the mark does not
                 wanted &= mark.pages

@@ -127,7 +127,8 @@ class BlockTable:
         marked = {clean_key(mark.ino, mark.index) for mark in self._marks}
         cached = {key async for key, _ in self._cached() if key in marked} if marked else set()
         nameless = []
-        rows = {(ino, index): version for ino, index, version, _ in await self.journal.all_dirty()}
+        synced = await self.journal.all_dirty()
+        rows = {(ino, index): version for ino, index, version, _ in synced}
         for mark in sorted(self._marks, key=lambda mark: mark.version, reverse=True):
             key = (mark.ino, mark.generation)
             live = await self.enter(mark.ino, required=False)
@@ -150,9 +151,7 @@ class BlockTable:
         await self._lose_trashed({(mark.ino, mark.index) for mark in nameless} | rows.keys())
         for mark in nameless:
             self._marks.release(mark.slot)
-        await self._lose_synced(
-            [(ino, index, version) for (ino, index), version in rows.items()], on_disk
-        )
+        await self._lose_synced(synced, on_disk)
         self._forget_idle()
 
     async def _lose_trashed(self, blocks: Iterable[tuple[Ino, int]]) -> None:
@@ -161,18 +160,21 @@ class BlockTable:
         self.journal.commit()
 
     async def _lose_synced(
-        self, rows: Iterable[tuple[Ino, int, int]], on_disk: dict[tuple[Ino, int], int]
+        self, rows: Iterable[tuple[Ino, int, int, int]], on_disk: dict[tuple[Ino, int], int]
     ) -> None:
-        """Blocks (inode, index, version) that were synced, and whose local file has gone.
+        """Blocks (inode, index, version, pages) that were synced, and whose local file has gone.
 
         Somebody has removed it, or the disk has: we remove one after the journal has forgotten its
         blocks, and both are durable. Reading is an error, never zeros, a file cut short, or what
         Discord has of before.
         """
-        for ino, index, version in sorted(rows):
+        for ino, index, version, pages in sorted(rows):
             live = await self.enter(ino, required=False)
             start = index * self.block_bytes
             if live is None or live.key in on_disk or start >= live.size or index in live.dirty:
+                continue
+            if not pages:  # a truncation has cut away what was synced
+                await self.journal.drop_dirty(ino, [(index, version)])
                 continue
             await self.journal.damage_block(ino, index, version, self.block_bytes)
             path = (await self.journal.told_path(ino)).decode(errors="backslashreplace")
@@ -184,7 +186,7 @@ class BlockTable:
         await self._fall_back()
         rows = await self.journal.all_dirty()
         await self._lose_trashed({row[:2] for row in rows})
-        await self._lose_synced([row[:3] for row in rows], on_disk)
+        await self._lose_synced(rows, on_disk)
         for ino, index, version, pages in rows:
             live = await self.enter(ino, required=False)
             if live is None or live.key not in on_disk or index * self.block_bytes >= live.size:

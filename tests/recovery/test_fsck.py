@@ -449,6 +449,50 @@ def test_of_a_block_that_is_only_older_on_discord_this_is_told(unmounted) -> Non
     assert unmounted.read(F1) == unmounted.contents[F1]
 
 
+def test_a_block_that_had_grown_since_is_an_error_and_no_zeros_after_mending(unmounted) -> None:
+    """Discord has its beginning; the rest was synced, and is nowhere."""
+
+    async def append(v) -> None:
+        fh = await v.fs.open(unmounted.inos[F1], os.O_WRONLY)
+        await v.write(fh, len(unmounted.contents[F1]), b"n" * 20_000)
+        await v.fs.release(fh)
+        await v.durability.sync()
+
+    unmounted.mounted(append, upload=False)
+    unmounted.local_file(F1).unlink()
+    report = unmounted.repair()
+    assert set(report.errors) == {"damaged"}, report.as_json()
+    assert any("1 of them read as damaged" in text for text in report.repaired)
+
+    async def ends(v) -> list[bytes | int | None]:
+        fh = await v.fs.open(unmounted.inos[F1], os.O_RDONLY)
+        found: list[bytes | int | None] = [await v.fs.read(fh, 0, 2 * BLOCK)]
+        try:
+            found.append(await v.fs.read(fh, 2 * BLOCK + 10_000, 10))
+        except FsError as error:
+            found.append(error.errno)
+        await v.fs.release(fh)
+        return found
+
+    whole = unmounted.contents[F1][: 2 * BLOCK]
+    assert unmounted.mounted(ends, deadline_s=2, upload=False) == [whole, errno.EIO]
+
+
+def test_after_a_power_cut_too_synced_data_without_its_file_is_told_and_mended(unmounted) -> None:
+    unmounted.mounted(lambda v: _overwritten_in_part(v, unmounted), upload=False)
+    unmounted.local_file(F1).unlink()
+    after_cut = {"power_lost": True, "progress": lambda *_: None}
+    report = fsck.check(unmounted.place, mounted=False, **after_cut)
+    assert "Discord has what it held before" in report.findings[0].text
+    assert fsck.repair(unmounted.place, **after_cut).clean
+
+    async def read(v) -> bytes:
+        return await v.read(unmounted.inos[F1])
+
+    found = unmounted.mounted(read, power_lost=True, upload=False)
+    assert found == unmounted.contents[F1]
+
+
 def test_synced_data_without_mark_and_bytes_is_not_marked_as_if_it_were_there(unmounted) -> None:
     (unmounted.folder / "marks.map").unlink()
     path = unmounted.local_file("unsent")

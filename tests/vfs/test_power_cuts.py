@@ -298,6 +298,28 @@ async def test_synced_bytes_whose_local_file_has_gone_do_not_read_as_what_was_be
             assert await v.journal.all_dirty() == []
 
 
+@pytest.mark.parametrize("power_lost", [False, True])
+async def test_a_row_of_pages_that_were_cut_away_costs_nothing_without_its_local_file(
+    clock, tmp_path, power_lost
+) -> None:
+    async with volume(tmp_path) as v:
+        ino = await v.make(b"a", b"o" * BLOCK)
+        await v.fs.sync_remote()
+    async with volume(tmp_path, upload=False) as v:
+        fh = await v.fs.open(ino, 2)
+        await v.write(fh, 10 * PAGE_BYTES, b"n" * PAGE_BYTES)
+        await v.fs.fsync(fh, False)
+        await v.fs.setattr(ino, size=2 * PAGE_BYTES)
+        await v.fs.fsync(fh, False)
+        await v.fs.release(fh)
+        assert [pages for _, _, _, pages in await v.journal.all_dirty()] == [0]
+        v.blocks.files.remove(v.blocks.live[ino].key)
+    for _ in range(2):
+        async with volume(tmp_path, upload=False, power_lost=power_lost) as v:
+            assert await v.read(ino) == b"o" * 2 * PAGE_BYTES
+            assert await v.journal.all_dirty() == []
+
+
 async def test_a_local_file_longer_than_its_inode_is_cut_at_the_start(clock, tmp_path) -> None:
     """Killed between the truncation and the cut of the local file, of which nothing is dirty."""
     async with volume(tmp_path) as v:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from stashcordfs.cache import Marks
 from stashcordfs.errors import FsError, UsageError
 from stashcordfs.journal import Journal
 from stashcordfs.recovery import fsck
@@ -17,6 +19,7 @@ from stashcordfs.types import ROOT_INO
 
 sys.path.insert(0, str(Path(__file__).parent))
 import harness
+from cuts import Disk
 from harness import BLOCK
 
 WEEK_S = 7 * 86_400.0
@@ -238,6 +241,46 @@ async def test_a_second_kill_within_the_start_leaves_no_zeros_in_the_trash(
             await v.fs.read(fh, BLOCK, BLOCK)
         assert raised.value.errno == errno.EIO
         await v.fs.release(fh)
+
+
+@pytest.mark.parametrize("told_by", ["mark", "row", "mark and row"])
+async def test_a_kill_once_a_mark_is_released_leaves_no_zeros_in_the_trash(
+    tmp_path, told_by, monkeypatch
+) -> None:
+    """What says that a block is only here must outlive the start that finds it lost."""
+    folder, killed_once, killed_twice = (tmp_path / name for name in ("state", "once", "twice"))
+    async with volume(folder) as v:
+        ino = await v.make(b"file", b"a" * 100)
+        await v.fs.setattr(ino, size=2 * BLOCK)
+        await v.fs.sync_remote()
+    async with volume(folder, upload=False) as v:
+        fh = await v.fs.open(ino, os.O_RDWR)
+        await v.fs.unlink(ROOT_INO, b"file")
+        await v.write(fh, BLOCK, b"b" * 100)  # into a hole
+        await (v.durability.commit() if told_by == "mark" else v.fs.fsync(fh, False))
+        Disk(folder).cut(killed_once, random.Random(1), power=False)
+    if told_by == "row":
+        (killed_once / "marks.map").unlink()
+    release = Marks.release
+
+    def killed_here(marks: Marks, slot: int) -> None:
+        release(marks, slot)
+        if not killed_twice.exists():
+            Disk(killed_once).cut(killed_twice, random.Random(1), power=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Marks, "release", killed_here)
+        async with volume(killed_once, upload=False):
+            pass
+    for found in [killed_once] if told_by == "row" else [killed_once, killed_twice]:
+        async with volume(found, upload=False) as v:
+            await v.trash.restore("file")
+            fh = await v.fs.open(ino, 0)
+            assert await v.fs.read(fh, 0, 100) == b"a" * 100
+            with pytest.raises(FsError) as raised:
+                await v.fs.read(fh, BLOCK, 100)
+            assert raised.value.errno == errno.EIO
+            await v.fs.release(fh)
 
 
 async def killed(*_) -> None:

@@ -10,7 +10,7 @@ from stashcordfs.errors import JournalError
 from stashcordfs.journal.outbox import bitmap_of
 from stashcordfs.journal.sqlite import schema
 from stashcordfs.journal.sqlite.repairs import writable
-from stashcordfs.types import DAMAGED_CHUNK
+from stashcordfs.types import DAMAGED_CHUNK, PAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,20 +20,25 @@ if TYPE_CHECKING:
 def lose_blocks(path: Path, blocks: Mapping[tuple[int, int], int], block_bytes: int) -> int:
     """Unsent blocks (inode, index) of which only these pages are left; how many are damaged now.
 
-    Where Discord has nothing older, what is not there is an error when it is read, never zeros.
+    What is neither here nor in an older content on Discord is an error when it is read, never
+    zeros: then the older content goes with it, as a block has one source for what is not here.
     """
     damaged = 0
     try:
         with writable(path) as connection, connection:
             for (ino, index), pages in blocks.items():
                 start = index * block_bytes
-                connection.execute(
-                    "INSERT OR IGNORE INTO chunk_list SELECT ino, ?2, ?3, min(?4, size - ?5)"
-                    " FROM inodes WHERE ino = ?1 AND size > ?5",
-                    (ino, index, DAMAGED_CHUNK, block_bytes, start),
-                )
-                if connection.changes():
+                found = connection.execute(
+                    "SELECT min(?3, size - ?4), coalesce((SELECT valid_length FROM chunk_list"
+                    " WHERE ino = ?1 AND idx = ?2), 0) FROM inodes WHERE ino = ?1 AND size > ?4",
+                    (ino, index, block_bytes, start),
+                ).fetchone()
+                if found is not None and _missing(pages, valid=found[1], end=found[0]):
                     damaged += 1
+                    connection.execute(
+                        "INSERT OR REPLACE INTO chunk_list VALUES (?,?,?,?)",
+                        (ino, index, DAMAGED_CHUNK, found[0]),
+                    )
                     connection.execute(
                         "UPDATE inodes SET stored = (SELECT sum(valid_length) FROM chunk_list l"
                         " WHERE l.ino = inodes.ino) WHERE ino = ?",
@@ -54,6 +59,12 @@ def lose_blocks(path: Path, blocks: Mapping[tuple[int, int], int], block_bytes: 
     except apsw.Error as error:
         raise JournalError(f"the journal {path} cannot be mended: {error}") from error
     return damaged
+
+
+def _missing(pages: int, *, valid: int, end: int) -> bool:
+    """Whether a block of `end` bytes has some in neither its first `valid` ones nor these pages."""
+    beyond = range(valid // PAGE_BYTES, -(-end // PAGE_BYTES)) if valid < end else ()
+    return any(not pages >> page & 1 for page in beyond)
 
 
 def forget_cached(path: Path, blocks: Sequence[tuple[int, int]]) -> None:
