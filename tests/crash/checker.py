@@ -14,6 +14,7 @@ from pages import PAGE_BYTES, PageMaker
 
 _PIECE_BYTES = 1 << 20
 _TOLD = 6  # faults told of one file
+_LAST = 12  # operations told of a file with a fault
 
 
 @dataclass(slots=True)
@@ -58,9 +59,11 @@ class Checker:
             else:
                 operations = by_writer.get(path.split("/")[0], ())
                 may_be = [file, *sorted(names.others.get(path, set()) - {file})]
-                verdict.add(
-                    self._first_right(path, {f: allowed(f, start, operations, cut) for f in may_be})
+                one = self._first_right(
+                    path, {f: allowed(f, start, operations, cut) for f in may_be}
                 )
+                one.wrong = [f"{wrong}; {_story(file, operations)}" for wrong in one.wrong]
+                verdict.add(one)
         return verdict
 
     def _first_right(self, path: str, may_be: Mapping[int, Allowed]) -> Verdict:
@@ -190,6 +193,22 @@ class Checker:
         older = bool(may) and page.version < min(may)
         word = "older than acknowledged" if older else "not to be expected"
         return 0, f"version {page.version:x}, {word}, allowed {_hex(may)}"
+
+
+def _story(file: int, operations: Sequence[Operation]) -> str:
+    """What was last done to a file, for the report."""
+    own = [op for op in operations if op.about.get("file") == file and op.kind != "names"]
+    told = []
+    for op in own[-_LAST:]:
+        about = op.about
+        what = op.kind
+        if op.kind == "truncate":
+            what += f" {about['size']}"
+        elif op.kind == "write":
+            pages = f"{about['first']}+{about['count']}"
+            what += f" {about['version']:x} pages {pages} to {about['end']}"
+        told.append(what if op.done is not None else f"{what} (not done)")
+    return f"last done: {', '.join(told)}"
 
 
 def _link(path: Path) -> int | None:
