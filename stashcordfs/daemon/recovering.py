@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 _WORK = "recover"
 _TRASH_PAGE = 1000
 _REPORT = "recovered.json"
+_MOST_PASSES = 5  # one is enough, unless the list lags or the old machine still writes
 _FIRST_LOOK_S, _LISTED_WITHIN_S = 1.0, 120.0  # lists lag for moments; half a minute was seen
 
 
@@ -184,6 +185,8 @@ class Rebuilding:
         self._keys = keys
         self._record = record
         self._path = work / "journal.sqlite"
+        self._claimed = work / "claimed-epoch"
+        self._epoch = 0  # claimed by an earlier pass
         self._progress = progress
         self._recovery = Recovery(
             store=store,
@@ -280,11 +283,17 @@ class Rebuilding:
         The writer of before may have posted until our claim was there, and a list may lack the
         newest for a while: what turns up then is read as well. StashcordError: why it cannot be.
         """
-        while True:
+        if self._claimed.exists():
+            self._recovery.note_epoch(int(self._claimed.read_text()))
+        for _ in range(_MOST_PASSES):
             report = await self.run()
             if not await self._claim() or self._wanted.from_packs:
                 return report
             log.info("segments have turned up that stood before the claim: beginning anew")
+        raise StashcordError(
+            "newer segments are in the channel, and cannot be read: run the same command again "
+            "later; it goes on with what it has fetched"
+        )
 
     async def _claim(self) -> list[Foreign]:
         """Whoever wrote to it before notices and stops. Newer segments of his than were found."""
@@ -305,12 +314,17 @@ class Rebuilding:
             )
             replaced: list[Foreign] = []
             fence.on_replaced = replaced.append
+            if self._epoch and journal.writer_epoch > self._epoch + 1:
+                raise StashcordError("not recovered: another recovery has come between")
+            self._epoch = journal.writer_epoch
+            # Before it is posted: if we are cut short, what comes next must come after it.
+            self._recovery.note_epoch(journal.writer_epoch)
+            self._claimed.write_text(str(journal.writer_epoch))
             await fence.settle()
             claimed_at = await _listed_claim(fence, channel)
             if fence.reason:
                 raise StashcordError(f"not recovered: {fence.reason}")
             await journal.wal_sync()
-            self._recovery.note_epoch(journal.writer_epoch)
             return [
                 posted
                 for posted in replaced

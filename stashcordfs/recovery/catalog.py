@@ -53,6 +53,10 @@ class Catalog:
         self._before = page.last
         self.complete = page.last is None
 
+    def reaches(self, message: int) -> bool:
+        """Whether all from this message on was read."""
+        return self._before is None or self._before <= message
+
     def _add(self, object_id: ObjectId, at: Location) -> None:
         seen = self.objects.get(object_id)
         if seen is None:

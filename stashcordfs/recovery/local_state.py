@@ -181,9 +181,13 @@ class LocalState:
 
     def _dirty_rows(self) -> Iterator[tuple[int, int, int, Path | None]]:
         """Inode, block, pages and local file of all that was synced and is not on Discord."""
-        for ino, index, pages in self._look.rows(
+        rows = self._look.rows(
             "SELECT d.ino, d.idx, d.pages FROM dirty d JOIN inodes i ON i.ino = d.ino"
-        ):
+            " WHERE typeof(d.idx) = 'integer' AND d.idx BETWEEN 0 AND (i.size - 1) / ?"
+            " AND typeof(d.pages) = 'blob'",  # what else there is, the journal's own check tells
+            (self._block_bytes,),
+        )
+        for ino, index, pages in rows:
             if bitmap := int.from_bytes(bytes(pages), "little"):  # else it was cut away since
                 yield ino, index, bitmap, self._own(ino)
 

@@ -37,6 +37,7 @@ from stashcordfs.recovery.chain import Base, Chain, Gap, Link, find_chain
 from stashcordfs.store.checkpoint import Manifest, decode_manifest, expand_to
 from stashcordfs.store.sealed import open_object
 from stashcordfs.store.segment import decode_claim, decode_segment
+from stashcordfs.vfs.journal_channel import FETCH_TRIES, OVERLAP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]  # stage, how much of it is done, of how much
 
 _FETCHES_AT_ONCE = 8
+_NOWHERE = 1 << 64  # above all ids: the first pass need not look back further than its chain
 
 
 class NothingFound(StashcordError):
@@ -102,6 +104,8 @@ class Recovery:
         self._links: dict[ObjectId, Link] = {}
         self._bases: dict[ObjectId, Base] = {}
         self._bad: dict[ObjectId, str] = {}
+        self._excluded: dict[ObjectId, str] = {}
+        self._looked_to = _NOWHERE  # a message id up to which an earlier pass has looked
         self._epochs = {1}
         self._catalog = Catalog(store, keys)
         self._limit = trio.CapacityLimiter(_FETCHES_AT_ONCE)
@@ -109,8 +113,12 @@ class Recovery:
     # ------------------------------------------------------------------ finding
 
     async def find(self, *, at_ns: int | None = None, expect: int | None = None) -> Found:
-        """Look for the newest state (of `at_ns` or before). StashcordError: why there is none."""
+        """Look for the newest state (of `at_ns` or before). StashcordError: why there is none.
+
+        Called again, it looks at all that has come since, too.
+        """
         catalog = self._catalog = Catalog(self._store, self._keys)
+        self._bad = dict(self._excluded)  # what could not be had before is tried again
         while True:
             await catalog.read_page()
             self._progress("looking through the channel", catalog.pages, 0)
@@ -118,8 +126,10 @@ class Recovery:
             chain = find_chain(
                 self._links.values(), self._usable(catalog), self._genesis, at_ns=at_ns
             )
-            if isinstance(chain, Chain) or catalog.complete:
+            enough = isinstance(chain, Chain) and catalog.reaches(self._looked_to)
+            if enough or catalog.complete:
                 break
+        self._looked_to = max(0, catalog.newest_message - OVERLAP)
         if not isinstance(chain, Chain):
             raise self._why_not(chain, at_ns)
         found = Found(chain, max(self._epochs), catalog.newest_message, self._notes(chain))
@@ -185,11 +195,12 @@ class Recovery:
     async def fetch(self, seen: Seen) -> bytes:
         """The object's bytes, of whichever message still has them. ObjectMissing, ObjectCorrupt."""
         kept = self._folder / object_filename(seen.object_id)
-        if await trio.to_thread.run_sync(kept.exists):
-            return await trio.to_thread.run_sync(kept.read_bytes)
+        data = await trio.to_thread.run_sync(self._kept, kept, seen)
+        if data is not None:
+            return data
         fault: StoreError = ObjectMissing(f"object {object_filename(seen.object_id)} is missing")
         async with self._limit:
-            for at in seen.places:
+            for at in seen.places * FETCH_TRIES:  # it may be damaged on its way
                 try:
                     data = await self._store.fetch(at, 0, at.size_bytes)
                     open_object(self._keys, seen.kind, seen.object_id, data)
@@ -199,6 +210,15 @@ class Recovery:
                 await trio.to_thread.run_sync(self._keep, kept, data)
                 return data
         raise fault
+
+    def _kept(self, path: Path, seen: Seen) -> bytes | None:
+        """What an earlier run has fetched, if it is whole: a power cut may have come since."""
+        try:
+            data = path.read_bytes()
+            open_object(self._keys, seen.kind, seen.object_id, data)
+        except (FileNotFoundError, StoreError, CryptoError):
+            return None
+        return data
 
     @staticmethod
     def _keep(path: Path, data: bytes) -> None:
@@ -267,7 +287,7 @@ class Recovery:
         """Do without the checkpoint of a state that could not be built; then `find` again."""
         for chain in (found.newest, found.chain):  # one at a time: either may be the damaged one
             if chain is not None and chain.base is not None:
-                self._bad[chain.base.seen.object_id] = why
+                self._excluded[chain.base.seen.object_id] = why
                 return
 
     async def _fetch_parts(self, manifest: Manifest) -> None:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEEN = "journal_seen"  # the journal's fact: a message id up to which all was looked at
-_OVERLAP = 15_000 << 22  # ids of 15 s, as snowflakes are time: a list may lack the newest
+OVERLAP = 15_000 << 22  # ids of 15 s, as snowflakes are time: a list may lack the newest
 _MAX_OBJECT_BYTES = 64 << 20
+FETCH_TRIES = 3  # of an object whose name is ours: it may be damaged on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class JournalChannel:
         seconds.
         """
         seen = await self.seen()
-        listed = await self._store.listed(max(0, seen - _OVERLAP))
+        listed = await self._store.listed(max(0, seen - OVERLAP))
         unconfirmed = await self._journal.unconfirmed()
         foreign = []
         for at in listed:
@@ -110,18 +111,28 @@ class JournalChannel:
     async def _authenticate(self, object_id: ObjectId, at: Location) -> Foreign | None:
         try:
             kind, number = self._keys.read_object_id(object_id)
-            if kind not in (KIND_SEGMENT, KIND_MANIFEST, KIND_CLAIM):
-                return None
-            data = await self._store.fetch(at, 0, min(at.size_bytes, _MAX_OBJECT_BYTES))
-            body = open_object(self._keys, kind, object_id, data)
-            if kind == KIND_CLAIM:
-                claim = decode_claim(body)
-                return Foreign(kind, number, claim.writer_epoch, at, claim)
-            decode = decode_segment if kind == KIND_SEGMENT else decode_manifest
-            return Foreign(kind, number, decode(body).writer_epoch, at)
-        except (CryptoError, StoreError) as error:
-            log.info("passed over in the journal channel: message=%d %s", at.message, error)
+        except CryptoError:
+            return None  # of another volume, or nothing of ours at all
+        if kind not in (KIND_SEGMENT, KIND_MANIFEST, KIND_CLAIM):
             return None
+        for tried in range(1, FETCH_TRIES + 1):
+            try:
+                return await self._opened(object_id, kind, number, at)
+            except (CryptoError, StoreError) as error:
+                log.info(
+                    "not to be read in the journal channel: message=%d tried=%d %s",
+                    at.message, tried, error,
+                )  # fmt: skip
+        return None
+
+    async def _opened(self, object_id: ObjectId, kind: int, number: int, at: Location) -> Foreign:
+        data = await self._store.fetch(at, 0, min(at.size_bytes, _MAX_OBJECT_BYTES))
+        body = open_object(self._keys, kind, object_id, data)
+        if kind == KIND_CLAIM:
+            claim = decode_claim(body)
+            return Foreign(kind, number, claim.writer_epoch, at, claim)
+        decode = decode_segment if kind == KIND_SEGMENT else decode_manifest
+        return Foreign(kind, number, decode(body).writer_epoch, at)
 
     async def post(self, made: SealedObject, *riders: Uploadable) -> None:
         """Post one message, led by an object that the journal has recorded durably."""

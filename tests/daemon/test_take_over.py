@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
+from stashcordfs.crypto.keys import object_id_of
 from stashcordfs.crypto.slots import SlotSet
 from stashcordfs.daemon.assembly import Telling
 from stashcordfs.daemon.recovering import Rebuilding, Wanted
@@ -33,9 +35,25 @@ class LaggingStore(FaultyStore):
 
     shown_to = 1 << 62
     lags_until_s = 0.0
+    damaged_after, damaged_at = 1 << 62, 0
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.fetches: Counter = Counter()
 
     def lag(self, until_s: float) -> None:
         self.shown_to, self.lags_until_s = max(self._ids()), until_s
+
+    def damage_on_its_way(self, after: int, at_fetch: int) -> None:
+        """What stands above an id arrives changed, once each, at so many fetches."""
+        self.damaged_after, self.damaged_at = after, at_fetch
+
+    async def fetch(self, location, start, length):
+        data = await super().fetch(location, start, length)
+        self.fetches[location] += 1
+        if location.message > self.damaged_after and self.fetches[location] == self.damaged_at:
+            return data[:-1] + bytes([data[-1] ^ 1])
+        return data
 
     def _hidden(self, message: int) -> bool:
         return message > self.shown_to and trio.current_time() < self.lags_until_s
@@ -96,6 +114,102 @@ async def test_segments_that_a_lagging_list_hides_come_back(clock, tmp_path, cha
         assert v.journal.writer_epoch == report["writer_epoch"]
         await v.make(b"c", content)
         await v.fs.sync_remote()
+        assert v.fence.reason == ""
+
+
+@pytest.mark.parametrize("at_fetch", [1, 2])
+async def test_one_damaged_download_hides_no_segment(clock, tmp_path, channel, at_fetch) -> None:
+    """The first fetch is of the look after the claim, the second of the next pass."""
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        await v.make(b"a", b"a")
+        await v.fs.sync_remote()
+        channel.lag(trio.current_time() + 30)
+        channel.damage_on_its_way(channel.shown_to, at_fetch)
+        ino = await v.make(b"b", b"b" * BLOCK)
+        await v.fs.sync_remote()
+
+    report = await taking_over(channel, tmp_path).take_over()
+
+    assert report["notes"] == []
+    async with taken_over(tmp_path, channel) as v:
+        assert await v.read(ino) == b"b" * BLOCK
+
+
+async def test_a_file_that_a_power_cut_left_empty_is_fetched_again(
+    clock, tmp_path, channel
+) -> None:
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        ino = await v.make(b"a", b"a")
+        await v.fs.sync_remote()
+    await taking_over(channel, tmp_path).run()
+    kept = [path for path in (tmp_path / "new").iterdir() if object_id_of(path.name)]
+    for path in kept:
+        path.write_bytes(b"")
+    assert kept
+
+    await taking_over(channel, tmp_path).take_over()
+
+    async with taken_over(tmp_path, channel) as v:
+        assert await v.read(ino) == b"a"
+
+
+async def test_what_turns_up_is_found_behind_a_page_of_other_messages(
+    clock, tmp_path, channel
+) -> None:
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        await v.make(b"a", b"a")
+        await v.fs.sync_remote()
+        channel.lag(trio.current_time() + 30)
+        ino = await v.make(b"b", b"b")
+        await v.fs.sync_remote()
+    for number in range(120):
+        await channel.post_record(b"x", f"of-somebody-else-{number}")
+    channel.lags_until_s = trio.current_time() + 30
+
+    await taking_over(channel, tmp_path).take_over()
+
+    async with taken_over(tmp_path, channel) as v:
+        assert await v.read(ino) == b"b"
+
+
+async def test_a_recovery_that_came_between_is_not_taken_over(clock, tmp_path, channel) -> None:
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        await v.make(b"a", b"a")
+        await v.fs.sync_remote()
+        channel.lag(trio.current_time() + 30)
+        await v.make(b"b", b"b")
+        await v.fs.sync_remote()
+    task, run, passes = taking_over(channel, tmp_path), Rebuilding.run, []
+
+    async def between():
+        passes.append(1)
+        if len(passes) == 2:
+            (tmp_path / "other").mkdir()
+            await taking_over(channel, tmp_path / "other").take_over()
+        return await run(task)
+
+    task.run = between  # type: ignore[method-assign]
+    with pytest.raises(StashcordError, match="another recovery"):
+        await task.take_over()
+
+
+async def test_after_a_recovery_cut_short_the_same_command_goes_on(
+    clock, tmp_path, channel
+) -> None:
+    """Its claim is not listed yet, and must not pass for another machine's."""
+    async with volume(tmp_path / "old", telling=told(channel)) as v:
+        ino = await v.make(b"a", b"a")
+        await v.fs.sync_remote()
+    channel.lag(trio.current_time() + 30)
+    with trio.move_on_after(5) as scope:
+        await taking_over(channel, tmp_path).take_over()
+    assert scope.cancelled_caught
+
+    report = await taking_over(channel, tmp_path).take_over()
+
+    assert report["writer_epoch"] == 3
+    async with taken_over(tmp_path, channel) as v:
+        assert await v.read(ino) == b"a"
         assert v.fence.reason == ""
 
 

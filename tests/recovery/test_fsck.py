@@ -534,3 +534,15 @@ def test_written_pages_that_are_holes_are_a_fault_unless_the_run_was_killed(
         assert report.errors == {"unsent-data": 1}
         unmounted.repair()
         assert unmounted.read("unsynced") == errno.EIO
+
+
+@pytest.mark.parametrize("power_lost", [False, True])
+@pytest.mark.parametrize("value", ["'text'", "-1", "1000000000000", "1.5", "x''"])
+def test_a_row_of_synced_pages_that_cannot_be_is_told(unmounted, power_lost, value) -> None:
+    edit(unmounted.journal, f"UPDATE dirty SET pages = {value}")
+    after = {"power_lost": power_lost, "progress": lambda *_: None}
+    for report in (
+        fsck.check(unmounted.place, mounted=False, **after),
+        fsck.repair(unmounted.place, **after),
+    ):
+        assert ("dirty-rows" in report.errors) == (value != "x''")
