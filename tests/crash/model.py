@@ -102,6 +102,11 @@ def allowed(file: int, start: State, operations: Sequence[Operation], cut: Cut) 
             first, end = op.about["first"], op.about["end"]
             for page in range(first, first + op.about["count"]):
                 result.later[page].add(op.about["version"])
+            # A page on its way is sent again after those behind it (writeback_order.py): until then
+            # the file is longer, and that page has what it had before, and zeros.
+            page_end = -(-sent // PAGE_BYTES) * PAGE_BYTES
+            if sent < page_end < end:
+                result.zeros.append((sent, page_end))
             if end > size:
                 result.growing.append((size, end))
                 size = end

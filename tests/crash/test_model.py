@@ -69,6 +69,21 @@ def test_a_write_into_a_hole_counts_from_its_sync_on():
     assert model.allowed(5, model.State(), operations, CUT).versions(1) == {9}
 
 
+@pytest.mark.parametrize(("end", "allowed"), [(4 * PAGE, [3878]), (4000, [])])
+def test_the_page_of_a_cut_may_be_sent_after_those_behind_it(end, allowed):
+    operations = [
+        done(1, "write", file=5, first=0, count=1, version=9, end=PAGE, direct=False),
+        done(2, "fsync", file=5),
+        done(3, "truncate", file=5, size=3878),
+        done(4, "write", file=5, first=0, count=-(-end // PAGE), version=10, end=end, direct=False),
+    ]
+    may = model.allowed(5, model.State(), operations, CUT)
+    assert may.zeros_within(0) == allowed
+    assert may.versions(0) == {9, 10}
+    operations.append(done(5, "fsync", file=5))
+    assert model.allowed(5, model.State(), operations, CUT).zeros_within(0) == []
+
+
 @pytest.mark.parametrize("lost", ["attribute", "link", None])
 def test_an_attribute_and_a_link_that_were_synced_must_be_there(tmp_path, lost):
     folder = tmp_path / "w0"
