@@ -70,7 +70,7 @@ async def test_what_was_never_told_comes_back_by_a_checkpoint(
 async def test_a_journal_that_forgot_its_segments_stops_itself_and_forks_nothing(
     clock, tmp_path, channel, monkeypatch
 ) -> None:
-    monkeypatch.setattr("stashcordfs.vfs.journal_channel._OVERLAP", 0)  # ids are no times here
+    monkeypatch.setattr("stashcordfs.vfs.journal_channel.OVERLAP", 0)  # ids are no times here
     async with volume(tmp_path / "old", telling=told(channel)) as v:
         await fill(v)
         await v.fs.sync_remote()
