@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 _WORK = "recover"
 _TRASH_PAGE = 1000
 _REPORT = "recovered.json"
+_CLAIMED = "claimed-"  # and the epoch: a name cannot be torn by a power cut
 _MOST_PASSES = 5  # one is enough, unless the list lags or the old machine still writes
 _FIRST_LOOK_S, _LISTED_WITHIN_S = 1.0, 120.0  # lists lag for moments; half a minute was seen
 
@@ -185,7 +186,6 @@ class Rebuilding:
         self._keys = keys
         self._record = record
         self._path = work / "journal.sqlite"
-        self._claimed = work / "claimed-epoch"
         self._epoch = 0  # claimed by an earlier pass
         self._progress = progress
         self._recovery = Recovery(
@@ -283,8 +283,8 @@ class Rebuilding:
         The writer of before may have posted until our claim was there, and a list may lack the
         newest for a while: what turns up then is read as well. StashcordError: why it cannot be.
         """
-        if self._claimed.exists():
-            self._recovery.note_epoch(int(self._claimed.read_text()))
+        for claimed in self._path.parent.glob(f"{_CLAIMED}*"):
+            self._recovery.note_epoch(int(claimed.name.removeprefix(_CLAIMED)))
         for _ in range(_MOST_PASSES):
             report = await self.run()
             if not await self._claim() or self._wanted.from_packs:
@@ -295,8 +295,8 @@ class Rebuilding:
             "later; it goes on with what it has fetched"
         )
 
-    async def _claim(self) -> list[Foreign]:
-        """Whoever wrote to it before notices and stops. Newer segments of his than were found."""
+    async def _claim(self) -> bool:
+        """The old writer notices and stops. Whether he had posted more than was found."""
         self._progress("claiming the volume", 0, 0)
         journal = Journal.open(self._path, clock_ns=time.time_ns)
         try:
@@ -319,19 +319,18 @@ class Rebuilding:
             self._epoch = journal.writer_epoch
             # Before it is posted: if we are cut short, what comes next must come after it.
             self._recovery.note_epoch(journal.writer_epoch)
-            self._claimed.write_text(str(journal.writer_epoch))
+            self._path.with_name(f"{_CLAIMED}{journal.writer_epoch}").touch()
             await fence.settle()
             claimed_at = await _listed_claim(fence, channel)
             if fence.reason:
                 raise StashcordError(f"not recovered: {fence.reason}")
             await journal.wal_sync()
-            return [
-                posted
-                for posted in replaced
-                if posted.kind == KIND_SEGMENT
+            return any(
+                posted.kind == KIND_SEGMENT
                 and posted.location.message < claimed_at
                 and self._recovery.is_newer(posted)
-            ]
+                for posted in replaced
+            )
         finally:
             journal.close()
 

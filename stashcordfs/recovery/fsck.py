@@ -12,7 +12,6 @@ import shutil
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from stashcordfs.errors import JournalError
@@ -267,13 +266,18 @@ def _mend_file(path: Path) -> list[str]:
     return [f"a new journal was made of what could be read of the old one: {rows}"]
 
 
+def _look_at(*stages: Iterator[Fault]) -> None:
+    """Let each stage in turn find what is to be mended; its faults were told before."""
+    for stage in stages:
+        for _ in stage:
+            pass
+
+
 def _unknown_data(place: Place) -> tuple[bool, list[journal.LostFile]]:
     """Whether the journal is older than what lies beside it, and unsent data it does not know."""
     with journal.inspect(place.journal) as look:
         local = LocalState(look, place.folder, place.block_bytes)
-        for stage in (local.read_owners, local.check_marks, local.check_files):
-            for _ in stage():
-                pass
+        _look_at(local.read_owners(), local.check_marks(), local.check_files())
         return local.older, local.unknown if local.older else []
 
 
@@ -281,9 +285,7 @@ def _mend_synced(place: Place) -> list[str]:
     """After a power cut: give up what was synced and is in no local file."""
     with journal.inspect(place.journal) as look:
         local = LocalState(look, place.folder, place.block_bytes)
-        for stage in (local.read_owners, local.check_synced):
-            for _ in stage():
-                pass
+        _look_at(local.read_owners(), local.check_synced())
         lost = local.lost
     return _give_up(place, lost) if lost else []
 
@@ -302,17 +304,14 @@ def _mend_local(place: Place, *, older: bool) -> list[str]:
 
     Beside an `older` journal, files of inodes that it does not know go where no mount removes them.
     """
-    nothing: Callable[[int], None] = lambda _: None  # noqa: E731
     with journal.inspect(place.journal) as look:
         local = LocalState(look, place.folder, place.block_bytes)
-        for stage in (
-            local.read_owners,
-            local.check_marks,
-            local.check_files,
-            partial(local.check_cached, nothing),
-        ):
-            for _ in stage():
-                pass
+        _look_at(
+            local.read_owners(),
+            local.check_marks(),
+            local.check_files(),
+            local.check_cached(lambda _: None),
+        )
         marked, rotten, lost = local.mark_anew(), local.rotten, local.lost
         folder = place.folder / "lost-blocks"
         moved = local.save_strays(folder) if older else 0

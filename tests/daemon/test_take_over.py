@@ -98,14 +98,20 @@ async def taken_over(tmp_path, channel):
         yield v
 
 
-async def test_segments_that_a_lagging_list_hides_come_back(clock, tmp_path, channel) -> None:
-    content = os.urandom(BLOCK)
+async def lagging(channel, tmp_path, content: bytes = b"b") -> int:
+    """A volume that is gone, and whose newest file the channel's list hides for 30 s; its inode."""
     async with volume(tmp_path / "old", telling=told(channel)) as v:
-        await v.make(b"a", content)
+        await v.make(b"a", b"a")
         await v.fs.sync_remote()
         channel.lag(trio.current_time() + 30)
         ino = await v.make(b"b", content)
         await v.fs.sync_remote()
+    return ino
+
+
+async def test_segments_that_a_lagging_list_hides_come_back(clock, tmp_path, channel) -> None:
+    content = os.urandom(BLOCK)
+    ino = await lagging(channel, tmp_path, content)
 
     report = await taking_over(channel, tmp_path).take_over()
 
@@ -120,13 +126,8 @@ async def test_segments_that_a_lagging_list_hides_come_back(clock, tmp_path, cha
 @pytest.mark.parametrize("at_fetch", [1, 2])
 async def test_one_damaged_download_hides_no_segment(clock, tmp_path, channel, at_fetch) -> None:
     """The first fetch is of the look after the claim, the second of the next pass."""
-    async with volume(tmp_path / "old", telling=told(channel)) as v:
-        await v.make(b"a", b"a")
-        await v.fs.sync_remote()
-        channel.lag(trio.current_time() + 30)
-        channel.damage_on_its_way(channel.shown_to, at_fetch)
-        ino = await v.make(b"b", b"b" * BLOCK)
-        await v.fs.sync_remote()
+    ino = await lagging(channel, tmp_path, b"b" * BLOCK)
+    channel.damage_on_its_way(channel.shown_to, at_fetch)
 
     report = await taking_over(channel, tmp_path).take_over()
 
@@ -156,12 +157,7 @@ async def test_a_file_that_a_power_cut_left_empty_is_fetched_again(
 async def test_what_turns_up_is_found_behind_a_page_of_other_messages(
     clock, tmp_path, channel
 ) -> None:
-    async with volume(tmp_path / "old", telling=told(channel)) as v:
-        await v.make(b"a", b"a")
-        await v.fs.sync_remote()
-        channel.lag(trio.current_time() + 30)
-        ino = await v.make(b"b", b"b")
-        await v.fs.sync_remote()
+    ino = await lagging(channel, tmp_path)
     for number in range(120):
         await channel.post_record(b"x", f"of-somebody-else-{number}")
     channel.lags_until_s = trio.current_time() + 30
@@ -173,12 +169,7 @@ async def test_what_turns_up_is_found_behind_a_page_of_other_messages(
 
 
 async def test_a_recovery_that_came_between_is_not_taken_over(clock, tmp_path, channel) -> None:
-    async with volume(tmp_path / "old", telling=told(channel)) as v:
-        await v.make(b"a", b"a")
-        await v.fs.sync_remote()
-        channel.lag(trio.current_time() + 30)
-        await v.make(b"b", b"b")
-        await v.fs.sync_remote()
+    await lagging(channel, tmp_path)
     task, run, passes = taking_over(channel, tmp_path), Rebuilding.run, []
 
     async def between():
